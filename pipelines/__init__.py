@@ -1,0 +1,1 @@
+"""The Beam jobs of tokzip: the backbone (splits, manifest, map_splits), the two stages and the command line."""

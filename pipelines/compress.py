@@ -1,0 +1,142 @@
+"""Stage 1's command, `tokzip compress`: text shards to a token data set. Imports job, train and compress_stage."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import apache_beam as beam
+
+import tokzip_core as tz
+from pipelines import job, options, report, splits, storage
+from pipelines.compress_stage import CompressStage
+from pipelines.manifest import DatasetMismatchError, Manifest
+from pipelines.map_splits import MapSplits
+from pipelines.options import Invocation, Parser, UsageError
+from pipelines.splits import Split
+from pipelines.stage import ERROR, ROW
+from pipelines.tokenizing import ENGINES, Tokenizer, load_tokenizer
+from pipelines.train import TrainCodebook
+
+TRAIN_BYTES = 48_000_000
+
+
+def parser(prog: str = "tokzip compress") -> Parser:
+    p = Parser(prog=prog, description="Tokenize text shards and store the token ids compressed, as Parquet.")
+    p.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="paths, globs or fsspec URLs of Parquet, JSON Lines or text",
+    )
+    p.add_argument("--output", required=True, help="folder or URL of the token data set")
+    add_arguments(p)
+    options.add_job_options(p)
+    return p
+
+
+def add_arguments(p: Any) -> None:
+    """The options of stage 1 alone."""
+    g = p.add_argument_group("compress")
+    g.add_argument("--text-column", default="text", help="the column to tokenize (default text)")
+    g.add_argument("--carry", type=options.names, default=[], metavar="A,B", help="columns to keep beside the tokens")
+    g.add_argument(
+        "--tokenizer",
+        default="bert-base-uncased",
+        help="folder, or name on the hub (default bert-base-uncased)",
+    )
+    g.add_argument(
+        "--tokenizer-engine",
+        choices=ENGINES,
+        default="auto",
+        help="default auto: a fast one where it is right",
+    )
+    g.add_argument("--codec", choices=tz.codecs(), default="huffman", help="default huffman")
+    g.add_argument("--codebook", help="path or URL of a trained codebook to use instead of training one")
+    g.add_argument(
+        "--train-bytes",
+        type=options.size,
+        default=TRAIN_BYTES,
+        metavar="SIZE",
+        help="text to train on (default 48MB)",
+    )
+    g.add_argument(
+        "--split-bytes",
+        type=options.size,
+        default=32_000_000,
+        metavar="SIZE",
+        help="text in a split (default 32MB)",
+    )
+
+
+def run(invocation: Invocation) -> dict[str, Any]:
+    """Compress, print the summary and return it."""
+    args, started = invocation.args, time.time()
+    output = storage.absolute(args.output)
+    skip_bad = args.on_bad_shard == "skip"
+    reserved = {"tokens", "n_tokens", ROW, ERROR} & set(args.carry)
+    if reserved:
+        raise UsageError(f"--carry {','.join(sorted(reserved))}: that name is taken by an output column")
+    stage = CompressStage(output, args.text_column, tuple(args.carry), args.tokenizer_engine, uuid.uuid4().hex)
+    planned = job.plan(args.input, output, stage.columns, args.split_bytes, skip_bad)
+    tokenizer_json = load_tokenizer(args.tokenizer)
+    given = tz.load_codebook(args.codebook) if args.codebook else None
+    settings = {
+        "stage": stage.name,
+        "tokenizer": Tokenizer(tokenizer_json, "huggingface").fingerprint,
+        "text_column": args.text_column,
+        "carry": ",".join(args.carry),
+        "codec": given.codec if given else args.codec,
+    }
+    home = Manifest(output)
+    home.claim(settings, ["codebook.tzc", "training.json"])
+    storage.publish_bytes(tokenizer_json.encode(), output, home.place("tokenizer.json"))
+    _place_codebook(home, given)
+
+    def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
+        ready = None
+        if not storage.exists(home.place("codebook.tzc")):
+            sample = splits.sample(planned, args.train_bytes)
+            share = args.train_bytes / max(1, sum(s.bytes for s in sample))
+            train = TrainCodebook(stage, args.codec, share, skip_bad)
+            ready = pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> train
+        return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> MapSplits(stage, output, skip_bad, ready)
+
+    entries = job.run(invocation, output, planned, build)
+    summary = _summary(home, report.summarize(home, planned, entries, started))
+    summary["tokenizer_engine"] = report.notes(entries, "tokenizer_engine")
+    report.publish(summary, home, "tokzip compress")
+    return summary
+
+
+def _summary(home: Manifest, summary: dict[str, Any]) -> dict[str, Any]:
+    """The common summary with what stage 1 is about: sizes, against plain integers and against entropy."""
+    tokens, blob_bytes = summary.get("tokens", 0), summary.get("blob_bytes", 0)
+    trained = report.read_json(home.place("training.json"))
+    summary["bits_per_token"] = report.ratio(8 * blob_bytes, tokens)
+    summary["ratio_to_int64"] = report.ratio(8 * tokens, blob_bytes)
+    summary["ratio_to_uint16"] = report.ratio(2 * tokens, blob_bytes)
+    if trained:
+        summary["trained_on_tokens"] = trained["tokens"]
+        summary["order0_entropy_bits"] = round(trained["entropy_bits"], 4)
+        summary["bits_to_entropy"] = report.ratio(summary["bits_per_token"] or 0, trained["entropy_bits"])
+    return summary
+
+
+def _place_codebook(home: Manifest, given: tz.Codebook | None) -> None:
+    """Put the codebook that the user named into the data set; raise where the data set has another."""
+    url = home.place("codebook.tzc")
+    if given and storage.exists(url) and (there := tz.load_codebook(url)).id != given.id:
+        raise DatasetMismatchError(f"{home.output} has codebook {there.id}, and is now asked for {given.id}")
+    if given:
+        storage.publish_bytes(given.to_bytes(), home.output, url)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return job.command(parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

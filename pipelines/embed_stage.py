@@ -1,0 +1,191 @@
+"""Stage 2: token blob blocks to embedding blocks. Imports inference, tokzip_core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import tokzip_core as tz
+from pipelines.inference import CachedEncoder, ModelError, load_model
+from pipelines.inference import rows as ragged
+from pipelines.stage import BOOKKEEPING, ERROR, ROW, Stage, Stats, Work
+from pipelines.storage import InputError
+from tokzip_core.cache import parse_cache_spec
+
+# Blocks are gathered until they make full batches of many lengths, and no longer: what is held stays bounded.
+_GATHER_TOKENS = 65_536
+_GATHER_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class EmbedStage(Stage):
+    """Decode, look up, and run the model on what is new.
+
+    codebook: URL of the codebook of the `tokens` column; None where that is a plain list of integers.
+    vocabulary: digest of the tokenizer that the tokens come from, refused when it is not the model's; None:
+    unknown.
+    """
+
+    model: str
+    codebook: str | None = None
+    vocabulary: str | None = None
+    cache: str = "none"
+    pooling: str = "auto"
+    normalize: str = "auto"
+    max_length: int | None = None
+    long_rows: str = "truncate"
+    batch_tokens: int = 2048
+    carry: tuple[str, ...] = ()
+    column: str = "tokens"
+
+    name = "embed"
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.name, *astuple(self)])
+
+    def columns(self, source: pa.Schema) -> list[str]:
+        for c in (self.column, *self.carry):
+            if c not in source.names:
+                raise InputError(f"no column {c!r}; there are {', '.join(source.names)}")
+        kind = source.field(self.column).type
+        if not (isinstance(kind, tz.TokenBlobType) if self.codebook else _is_integer_list(kind)):
+            expected = "token blobs" if self.codebook else "lists of integers"
+            raise InputError(f"column {self.column!r} is {kind}, expected {expected}")
+        if {"embedding", ROW, ERROR} & set(self.carry):
+            raise InputError("a column called embedding, _row or _error cannot be carried")
+        return list(dict.fromkeys((self.column, *self.carry)))
+
+    def _open(self) -> Work:
+        return _Embed(self)
+
+
+def same_vocabulary(model: str, own: str | None, tokens: str | None) -> None:
+    """Raise `ModelError` where the digests of the model's vocabulary and the tokens' are known and differ."""
+    if own and tokens and own != tokens:
+        raise ModelError(
+            f"the tokens come from a tokenizer with another vocabulary ({tokens[:12]}…) "
+            f"than that of model {model} ({own[:12]}…)"
+        )
+
+
+def _is_integer_list(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
+
+
+class _Embed(Work):
+    def __init__(self, stage: EmbedStage) -> None:
+        self.stage = stage
+        cache = parse_cache_spec(stage.cache)
+        self.codebook = tz.load_codebook(stage.codebook) if stage.codebook else None
+        self.model = load_model(
+            stage.model,
+            pooling=stage.pooling,
+            normalize=stage.normalize,
+            max_length=stage.max_length,
+            long_rows=stage.long_rows,
+            batch_tokens=stage.batch_tokens,
+        )
+        same_vocabulary(stage.model, self.model.settings.vocabulary, stage.vocabulary)
+        self.encoder = CachedEncoder(self.model, cache)
+        self.kind = pa.list_(pa.float32(), self.model.dimension)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"model": self.model.fingerprint, "carry": ",".join(self.stage.carry), "stage": "embed 1"}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return {
+            "batches": "packed" if self.model.packed else "padded",
+            "exact": str(self.model.exact).lower(),
+        }
+
+    @property
+    def file_metadata(self) -> dict[str, str]:
+        s = self.model.settings
+        described = {
+            "fingerprint": self.model.fingerprint,
+            "dimension": self.model.dimension,
+            "pooling": s.pooling,
+            "normalize": s.normalize,
+            "max_length": s.max_length,
+            "long_rows": s.long_rows,
+        }
+        return {"tokzip.model": json.dumps(described, sort_keys=True)}
+
+    def schema(self, source: pa.Schema) -> pa.Schema:
+        kept = (source.field(c).with_metadata(None) for c in self.stage.carry)
+        return pa.schema([*kept, pa.field("embedding", self.kind)])
+
+    def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
+        held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]] = []
+        tokens = rows = 0
+        for block in blocks:
+            with stats.time("decode"):
+                lists, errors = self._tokens(block)
+            count = lists.offsets[-1].as_py() - lists.offsets[0].as_py()
+            stats.add("tokens", count)
+            held.append((block, lists, errors))
+            tokens, rows = tokens + count, rows + len(lists)
+            if tokens >= _GATHER_TOKENS or rows >= _GATHER_ROWS:
+                yield from self._embedded(held, stats)
+                held, tokens, rows = [], 0, 0
+        yield from self._embedded(held, stats)
+
+    def _embedded(
+        self, held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]], stats: Stats
+    ) -> Iterator[pa.RecordBatch]:
+        if not held:
+            return
+        good = np.concatenate([np.asarray(errors.is_null()) for _, _, errors in held])
+        rows = ragged.from_arrow(pa.concat_arrays([lists for _, lists, _ in held]))
+        vectors = np.zeros((len(rows), self.model.dimension), np.float32)
+        vectors[good] = self.encoder.encode(rows.take(np.flatnonzero(good)), stats)
+        start = 0
+        for block, _, errors in held:
+            part = slice(start, start := start + len(block))
+            flat = pa.array(vectors[part].reshape(-1))
+            column = pa.FixedSizeListArray.from_arrays(flat, type=self.kind, mask=pa.array(~good[part]))
+            schema = pa.schema([*self.schema(block.schema), *BOOKKEEPING])
+            kept = [block.column(c) for c in self.stage.carry]
+            yield pa.record_batch([*kept, column, block.column(ROW), errors], schema=schema)
+
+    def _tokens(self, block: pa.RecordBatch) -> tuple[pa.ListArray, pa.Array]:
+        """Token ids, list<int32>, none in bad rows; and the errors, with those of bad rows added."""
+        column = block.column(self.stage.column)
+        bad = np.asarray(block.column(ERROR).is_valid())
+        reasons = dict.fromkeys(np.flatnonzero(np.asarray(column.is_null()) & ~bad).tolist(), "null tokens")
+        bad[list(reasons)] = True
+        lists = self._decode(column, 0, reasons) if self.codebook else column.cast(pa.list_(pa.int64()))
+        bad[list(reasons)] = True
+        offsets = lists.offsets.to_numpy()
+        rows = ragged.Rows(lists.values.to_numpy(), offsets[:-1].astype(np.int64), np.diff(offsets).astype(np.int64))
+        refused = {i: reason for i, reason in self.model.refused(rows).items() if not bad[i]}
+        reasons |= refused
+        bad[list(refused)] = True
+        if not bad.any():
+            return lists.cast(pa.list_(pa.int32())), block.column(ERROR)
+        errors = block.column(ERROR).to_pylist()
+        for i, reason in reasons.items():
+            errors[i] = errors[i] or reason
+        empty = pa.scalar([], lists.type)
+        lists = pc.if_else(pa.array(~bad), lists, empty)
+        return lists.cast(pa.list_(pa.int32())), pa.array(errors, pa.string())
+
+    def _decode(self, blobs: pa.Array, first: int, reasons: dict[int, str]) -> pa.ListArray:
+        """The tokens; corrupt rows, found by halving, are null and named in `reasons`."""
+        try:
+            return tz.decode(blobs, self.codebook)
+        except tz.CorruptBlobError:
+            if len(blobs) == 1:
+                reasons.setdefault(first, "corrupt token blob")
+                return pa.nulls(1, pa.list_(pa.int32()))
+        half = len(blobs) // 2
+        left = self._decode(blobs[:half], first, reasons)
+        return pa.concat_arrays([left, self._decode(blobs[half:], first + half, reasons)])

@@ -1,0 +1,68 @@
+"""The cached encoder as a `ModelHandler` for anyone's RunInference. Imports beam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from pipelines.inference.encoder import CachedEncoder
+from pipelines.inference.model import load_model
+
+
+class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
+    """Examples are sequences of token ids without special tokens (lists, numpy arrays, Arrow list scalars).
+
+    Each becomes a `PredictionResult` whose inference is the row's vector, float32 `[dimension]`, in the same
+    order. The options are those of `load_model` and `CachedEncoder`. Batches are large because a batch is
+    ordered by length and packed by tokens inside; `share` keeps one model a machine where the runner can.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        cache: str = "none",
+        pooling: str = "auto",
+        normalize: str = "auto",
+        max_length: int | None = None,
+        long_rows: str = "truncate",
+        batch_tokens: int = 2048,
+        min_batch_size: int = 64,
+        max_batch_size: int = 1024,
+        share: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(min_batch_size=min_batch_size, max_batch_size=max_batch_size, large_model=share, **kwargs)
+        self._model = model
+        self._cache = cache
+        self._options: dict[str, Any] = {
+            "pooling": pooling,
+            "normalize": normalize,
+            "max_length": max_length,
+            "long_rows": long_rows,
+            "batch_tokens": batch_tokens,
+        }
+
+    def load_model(self) -> CachedEncoder:
+        return CachedEncoder(load_model(self._model, **self._options), self._cache)
+
+    def run_inference(
+        self, batch: Sequence[Any], model: CachedEncoder, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        if not len(batch):  # Beam's batching by weight can hand over nothing
+            return []
+        vectors = model.encode(batch)
+        return [PredictionResult(example, vector, self._model) for example, vector in zip(batch, vectors, strict=True)]
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        return sum(len(np.atleast_1d(example)) * 4 for example in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return "tokzip_embedding"
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        if inference_args:
+            raise ValueError(f"EmbeddingModelHandler takes no inference arguments, got {sorted(inference_args)}")

@@ -1,0 +1,125 @@
+"""The manifest: one small JSON entry for every committed split, beside the data. Imports storage and splits.
+
+Layout of a data set: `<output>/**.parquet` are the data; everything else lies under `<output>/_tokzip/`:
+`manifest/<split>.json`, `dead_letters/<split>.parquet`, `codebook.tzc`, `dataset.json`, `summary.json`, `tmp/`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines import storage
+from pipelines.splits import Split
+from pipelines.storage import InputError
+from tokzip_core.errors import TokzipError
+
+FORMAT = 1
+
+
+class DatasetMismatchError(TokzipError):
+    """The output folder holds data made with other options; mixing the two would make a data set of neither."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was made of one split. Published after its data, so that it never names a file that is not there.
+
+    `counts` has rows_in, rows_out, rows_dead, bad_shards and what the stage counted; `seconds` is by part.
+    `output` and `dead_letters` are {url path below the output folder, bytes, sha256}, or None where there is none.
+    """
+
+    name: str
+    source: dict[str, Any]
+    identity: dict[str, str]
+    output: dict[str, Any] | None
+    dead_letters: dict[str, Any] | None
+    counts: dict[str, float]
+    seconds: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
+    worker: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def covers(self, split: Split) -> bool:
+        return self.source == split.fingerprint
+
+    def settles(self, split: Split) -> bool:
+        """Whether there is nothing to do for the split; a shard that was unreadable is tried again."""
+        return self.covers(split) and not self.counts.get("bad_shards")
+
+
+class Manifest:
+    """The manifest of one output folder or URL."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+
+    def place(self, *parts: str) -> str:
+        return storage.join(self.output, "_tokzip", *parts)
+
+    def _entry_url(self, name: str) -> str:
+        return self.place("manifest", f"{name}.json")
+
+    def get(self, name: str) -> Entry | None:
+        """The entry of the split of that name, if there is one."""
+        try:
+            return _read(self._entry_url(name))
+        except FileNotFoundError:
+            return None
+
+    def commit(self, entry: Entry) -> None:
+        storage.publish_json(asdict(entry), self.output, self._entry_url(entry.name))
+
+    def remove(self, entry: Entry) -> None:
+        """Remove a split: first its files, so that what a crash leaves behind still has its entry."""
+        for made in (entry.output, entry.dead_letters):
+            if made:
+                storage.remove(storage.join(self.output, made["path"]))
+        storage.remove(self._entry_url(entry.name))
+
+    def names(self) -> list[str]:
+        """The names of all committed splits."""
+        folder = self.place("manifest")
+        prefix = storage.absolute(folder).rstrip("/") + "/"
+        return [u.removeprefix(prefix).removesuffix(".json") for u in storage.list_files(folder, ".json")]
+
+    def entries(self) -> list[Entry]:
+        """Every entry, by name."""
+        urls = storage.list_files(self.place("manifest"), ".json")
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(_read, urls))
+
+    def claim(self, settings: dict[str, str], made_by_run: list[str]) -> None:
+        """Make the folder a data set of these settings, or raise `DatasetMismatchError` if it is one of others.
+
+        A folder without a committed split is nobody's: settings that a failed run left there are replaced, and
+        what it had made under them (`made_by_run`, paths below `_tokzip/`) is removed.
+        """
+        url = self.place("dataset.json")
+        try:
+            found = storage.read_json(url)
+        except FileNotFoundError:
+            found = settings
+        differing = sorted(n for n in found.keys() | settings.keys() if found.get(n) != settings.get(n))
+        if differing and self.names():
+            name = differing[0]
+            raise DatasetMismatchError(
+                f"{self.output} was made with {name} = {found.get(name)}, and is now asked for {name} = "
+                f"{settings.get(name)}: use another output folder, or the same options"
+            )
+        if differing:
+            for path in made_by_run:
+                storage.remove(self.place(path))
+        storage.publish_json(settings, self.output, url)
+
+
+def _read(url: str) -> Entry:
+    found = storage.read_json(url)
+    try:
+        entry = Entry(**found)
+    except TypeError as e:
+        raise InputError(f"{url}: not a manifest entry: {e}") from e
+    if entry.format != FORMAT:
+        raise InputError(f"{url}: manifest format {entry.format}; this version of tokzip reads {FORMAT}")
+    return entry

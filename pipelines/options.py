@@ -1,0 +1,124 @@
+"""The command line's options: ours, checked, and Beam's, passed through; and the runner they ask for. Imports beam."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from tokzip_core.errors import TokzipError
+
+LOCAL_RUNNER = "FnApiRunner"
+_LOCAL_RUNNERS = (LOCAL_RUNNER, "PrismRunner", "DirectRunner")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class UsageError(TokzipError):
+    """The command line asks for something that cannot be; the command ends with exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, strict: no abbreviations, and errors as `UsageError`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+
+def size(text: str) -> int:
+    """Bytes from "256MB", "1.5 GB" or a plain number; for argparse."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B?)", text.strip().upper())
+    if not match or (unit := match[2] if match[2].endswith("B") or not match[2] else match[2] + "B") not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 64MB")
+    return max(1, int(float(match[1]) * _UNITS[unit]))
+
+
+def names(text: str) -> list[str]:
+    return list(dict.fromkeys(n for n in text.split(",") if n))
+
+
+@dataclass
+class Invocation:
+    """One parsed command line: our options, and Beam's as they were written."""
+
+    args: argparse.Namespace
+    beam: list[str]
+
+
+def parse(parser: Parser, argv: list[str]) -> Invocation:
+    """Raises `UsageError` for an option that neither we nor Beam know. What follows `--` goes to Beam unchecked:
+    runners on a job server have options that only they know."""
+    unchecked: list[str] = []
+    if "--" in argv:
+        at = argv.index("--")
+        argv, unchecked = argv[:at], argv[at + 1 :]
+    args, rest = parser.parse_known_args(argv)
+    beam_parser = _beam_parser()
+    _, unknown = beam_parser.parse_known_args(rest)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = [o for p in (parser, beam_parser) for a in p._actions for o in a.option_strings]
+        near = difflib.get_close_matches(flag, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown option or argument {flag}{hint}")
+    return Invocation(args, rest + unchecked)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    """All options that Beam's Python SDK declares (it only warns about others, and drops them)."""
+    parser = argparse.ArgumentParser(prog="beam", allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    parser.add_value_provider_argument = parser.add_argument  # type: ignore[attr-defined]
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs a Beam job takes."""
+    job = parser.add_argument_group("the job (Beam's own options, such as --runner, are taken too)")
+    job.add_argument("--workers", type=int, default=1, metavar="N", help="processes of the local runner (default 1)")
+    job.add_argument(
+        "--on-bad-shard",
+        choices=("fail", "skip"),
+        default="fail",
+        help="an unreadable shard ends the job before it starts, or becomes a dead letter (default fail)",
+    )
+    job.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def runner_name(beam: list[str]) -> str:
+    """The runner that Beam's options name, in whatever case, or the local one."""
+    named: str = _beam_parser().parse_known_args(beam)[0].runner or LOCAL_RUNNER
+    return next((r for r in _LOCAL_RUNNERS if r.lower() == named.lower()), named)
+
+
+def is_local_runner(beam: list[str]) -> bool:
+    return runner_name(beam) in _LOCAL_RUNNERS
+
+
+def pipeline_options(invocation: Invocation) -> tuple[Any, PipelineOptions]:
+    """The runner, and the options to build a `beam.Pipeline` with. Raises `UsageError`."""
+    runner, beam, workers = runner_name(invocation.beam), list(invocation.beam), invocation.args.workers
+    if runner.lower().endswith("daskrunner"):
+        raise UsageError("DaskRunner loses rows (as of Beam 2.77, without an error): use another runner")
+    if workers < 1:
+        raise UsageError("--workers must be at least 1")
+    if workers > 1:
+        if runner != LOCAL_RUNNER:
+            raise UsageError(f"--workers is for the local runner; {runner} has options of its own")
+        beam += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    if runner == "PrismRunner" and not any(a.startswith("--prism_location") for a in beam):
+        beam += [f"--prism_location={found}" for found in [shutil.which("prism")] if found]
+    if runner == LOCAL_RUNNER:
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        rest = [a for i, a in enumerate(beam) if not a.startswith("--runner") and (i == 0 or beam[i - 1] != "--runner")]
+        return FnApiRunner(), PipelineOptions(rest)
+    return None, PipelineOptions(beam)

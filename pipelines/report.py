@@ -1,0 +1,89 @@
+"""The summary of a run: the sums over the manifest, as `summary.json` and for people. Imports manifest and storage."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pipelines import storage
+from pipelines.manifest import Entry, Manifest
+from pipelines.splits import Split
+from tokzip_core._version import __version__
+
+
+def summarize(home: Manifest, planned: list[Split], entries: list[Entry], started: float) -> dict[str, Any]:
+    """What every stage reports: rows, files, seconds and memory. `started` is a `time.time()`."""
+    counts: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    now = [e for e in entries if e.worker["finished"] >= started]
+    for e in entries:
+        counts.update(e.counts)
+    for e in now:
+        seconds.update(e.seconds)
+    in_workers = seconds.pop("all", 0.0)
+    return {
+        "output": home.output,
+        "version": __version__,
+        "shards": len({s.url for s in planned}),
+        "splits": len(planned),
+        "splits_done_now": len(now),
+        **{k: int(v) if float(v).is_integer() else v for k, v in sorted(counts.items())},
+        "bad_shards": int(counts["bad_shards"]),
+        "output_bytes": sum(e.output["bytes"] for e in entries if e.output),
+        "seconds": {
+            "wall": round(time.time() - started, 3),
+            "workers": round(in_workers, 3),
+            **{k: round(v, 3) for k, v in sorted(seconds.items())},
+        },
+        "peak_memory_bytes": max(
+            [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, *(e.worker["peak_rss"] for e in now)]
+        ),
+    }
+
+
+def notes(entries: Iterable[Entry], name: str) -> list[str]:
+    return sorted({e.notes[name] for e in entries if name in e.notes})
+
+
+def ratio(a: float, b: float) -> float | None:
+    return round(a / b, 4) if b else None
+
+
+def publish(summary: dict[str, Any], home: Manifest, title: str) -> None:
+    """Write `summary.json` into the data set, and show the summary to people."""
+    summary["summary"] = home.place("summary.json")
+    storage.publish_json(summary, home.output, summary["summary"])
+    print(show(summary, title))
+
+
+def show(summary: dict[str, Any], title: str) -> str:
+    """The summary for people: one aligned line a figure."""
+    lines = [f"── {title} " + "─" * max(0, 60 - len(title))]
+    for name, value in summary.items():
+        lines.append(f"{name.replace('_', ' '):<24} {_text(name, value)}")
+    return "\n".join(lines)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_text(name, v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if name.endswith("bytes") and isinstance(value, int):
+        return f"{value:,} ({value / 1e6:,.1f} MB)"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def read_json(url: str) -> dict[str, Any]:
+    """A small JSON object of the data set; empty where there is none."""
+    try:
+        return storage.read_json(url)
+    except FileNotFoundError:
+        return {}

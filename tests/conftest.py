@@ -1,0 +1,87 @@
+"""What the tests share: model, corpora, the installed command; and CI's rule that nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import demo
+
+ROOT = Path(__file__).parents[1]
+# Reasons for which a test may be skipped in CI.
+ALLOWED_SKIPS: frozenset[str] = frozenset()
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The folder of all-MiniLM-L6-v2 with its tokenizer."""
+    return demo.model_folder()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the real corpora beside the checkout (never part of it)."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real corpora are not beside the checkout (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded corpus as three Parquet shards. Read only: all tests share it."""
+    folder = tmp_path_factory.mktemp("demo") / "corpus"
+    demo.write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokzip() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`tokzip("run", "--input", …)` runs the command in a process of its own and returns it, output captured.
+
+    A non-zero exit fails the test unless `check=False`; `env` adds variables; `timeout` is in seconds.
+    """
+    start = [str(Path(sys.executable).with_name("tokzip"))]
+    if not Path(start[0]).exists():  # not installed here: do what the console script does
+        start = [sys.executable, "-c", "import sys; from pipelines.cli import main; sys.exit(main())"]
+
+    def run(
+        *args: object, check: bool = True, env: dict[str, str] | None = None, timeout: float = 900
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*start, *map(str, args)],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {}),
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            pytest.fail(f"{done.args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
+
+
+def _unexpected_skips(config: pytest.Config) -> list[str]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or reporter is None:
+        return []
+    reasons = ((r.nodeid, r.longrepr[2].removeprefix("Skipped: ")) for r in reporter.stats.get("skipped", []))
+    return [f"{test}: {reason}" for test, reason in reasons if reason not in ALLOWED_SKIPS]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.exitstatus == pytest.ExitCode.OK and _unexpected_skips(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for skip in _unexpected_skips(config):
+        terminalreporter.write_line(f"SKIPPED IN CI, so the run fails: {skip}", red=True)

@@ -1,0 +1,139 @@
+"""The cached encoder gives the model's vectors in order, and runs the model on nothing twice."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_up import random_rows
+
+from pipelines.inference import CachedEncoder, EmbeddingModel, load_model
+from pipelines.inference.rows import from_sequences
+from pipelines.stage import Stats
+from tokzip_core.cache import LayeredCache, MemoryLayer
+from tokzip_core.errors import InvalidTokensError
+
+
+@pytest.fixture
+def model(tiny_with_specials: Path) -> EmbeddingModel:
+    return load_model(str(tiny_with_specials), max_length=32)
+
+
+def test_hits_misses_and_duplicates_come_back_in_order(model: EmbeddingModel, tmp_path: Path) -> None:
+    rows = random_rows([3, 0, 9, 3, 30, 1, 12], 200)
+    expected = model.embed(from_sequences(rows))
+    encoder = CachedEncoder(model, f"memory:1MB,disk:{tmp_path}:2MB")
+    encoder.encode([rows[2], rows[5]])
+    order = [6, 2, 2, 0, 1, 5, 3, 6, 4, 1, 2]
+    stats = Stats()
+    assert np.array_equal(encoder.encode([rows[i] for i in order], stats), expected[order])
+    seconds = {k: stats.pop(k) for k in list(stats) if k.startswith("seconds.")}
+    assert stats == {
+        "rows": 11,
+        "rows_folded": 4,
+        "rows_truncated": 0,
+        "rows_computed": 5,
+        "tokens_computed": 3 + 0 + 3 + 30 + 12 + 5 * 2,
+        "cache_hits.memory": 2,
+        "cache_hits.disk": 0,
+    }
+    assert set(seconds) == {"seconds.lookup", "seconds.model"}
+    assert encoder.stats["rows"] == 13
+    encoder.close()
+    again = CachedEncoder(model, f"disk:{tmp_path}:2MB")
+    assert np.array_equal(again.encode(rows), expected)
+    assert (again.stats["rows_computed"], again.stats["cache_hits.disk"]) == (0, 7)
+    again.close()
+
+
+def test_any_mix_of_hits_is_right(model: EmbeddingModel) -> None:
+    rows = random_rows(np.random.default_rng(3).integers(0, 40, 60), 200)
+    expected = model.embed(from_sequences(rows))
+    rng = np.random.default_rng(4)
+    encoder = CachedEncoder(model, "memory:8KB")  # holds some twenty of them
+    for _ in range(20):
+        order = rng.integers(0, len(rows), rng.integers(0, 25))
+        assert np.array_equal(encoder.encode([rows[i] for i in order]), expected[order])
+    assert 0 < encoder.stats["cache_hits.memory"] < encoder.stats["rows"]
+    assert encoder.stats["rows_computed"] > len(rows)
+
+
+def test_rows_that_truncation_makes_equal_are_folded(model: EmbeddingModel) -> None:
+    row = random_rows([50], 200)[0]
+    encoder = CachedEncoder(model)
+    vectors = encoder.encode([row, row[:40], row[:30], row[:29]])
+    assert np.array_equal(vectors[0], vectors[2])
+    assert (encoder.stats["rows_folded"], encoder.stats["rows_truncated"]) == (2, 2)
+
+
+def test_windowed_rows_are_told_apart_behind_the_first_window(tiny) -> None:
+    row = random_rows([50], 200)[0]
+    encoder = CachedEncoder(load_model(str(tiny("bert")), max_length=30, long_rows="window"))
+    vectors = encoder.encode([row, row[:49]])
+    assert not np.array_equal(vectors[0], vectors[1])
+    assert (encoder.stats["rows_windowed"], encoder.stats["tokens_computed"]) == (2, 99)
+
+
+def test_rows_may_be_arrow_numpy_or_lists(model: EmbeddingModel) -> None:
+    rows = [[5, 6, 7], [], [8]]
+    encoder = CachedEncoder(model)
+    expected = encoder.encode(rows)
+    column = pa.array([[1], *rows, [2]], pa.list_(pa.int64()))
+    assert np.array_equal(encoder.encode(column[1:4]), expected)
+    assert np.array_equal(encoder.encode(pa.chunked_array([column[1:2], column[2:4]])), expected)
+    assert np.array_equal(encoder.encode([np.array(r, np.uint16) for r in rows]), expected)
+    assert np.array_equal(encoder.encode(list(column[1:4])), expected)
+    assert encoder.encode([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1], [200]], "row 1: a token id outside"),
+        ([[1], [-1]], "row 1"),
+        ([[1], [1.5]], "row 1: expected a sequence"),
+        ([[1], 7], "row 1: expected a sequence"),
+        ([[2**40]], "row 0"),
+        (pa.array([[1], None]), "row 1: null tokens"),
+        (pa.array([[2**40]]), "no 32-bit integers"),
+        (pa.array([1]), "expected lists"),
+    ],
+)
+def test_rows_that_are_none_are_refused_by_number(model: EmbeddingModel, rows, message: str) -> None:
+    encoder = CachedEncoder(model)
+    with pytest.raises(InvalidTokensError, match=message):
+        encoder.encode(rows)
+    assert not encoder.stats
+
+
+def test_a_cached_value_of_another_size_is_computed_anew(model: EmbeddingModel) -> None:
+    memory = MemoryLayer(1 << 20)
+    encoder = CachedEncoder(model, LayeredCache([memory]))
+    expected = encoder.encode([[4, 5], [6]])
+    memory._entries.update(dict.fromkeys(memory._entries, b"short"))
+    assert np.array_equal(encoder.encode([[4, 5], [6]]), expected)
+    assert encoder.stats["rows_computed"] == 4
+
+
+def test_threads_share_an_encoder(model: EmbeddingModel) -> None:
+    rows = random_rows([5, 9, 1, 30, 2, 17], 200)
+    expected = model.embed(from_sequences(rows))
+    encoder, wrong = CachedEncoder(model, "memory:1MB"), []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(15):
+            order = rng.permutation(len(rows))[: rng.integers(1, 6)]
+            if not np.array_equal(encoder.encode([rows[i] for i in order]), expected[order]):
+                wrong.append(order)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+    assert encoder.stats["rows"] == encoder.stats["rows_computed"] + encoder.stats["cache_hits.memory"]

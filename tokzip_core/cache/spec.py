@@ -1,0 +1,90 @@
+"""The one-line description of a stack of layers, as `--cache` takes it. Imports the layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokzip_core.cache.layer import CacheError, CacheLayer
+from tokzip_core.cache.layered import LayeredCache
+from tokzip_core.cache.memory import MemoryLayer
+
+_UNITS = {
+    f"{p}{'i' * (base == 1024)}B": base**i for base in (1000, 1024) for i, p in enumerate(("K", "M", "G", "T"), 1)
+}
+_UNITS = {"B": 1, "kB": 1000, **_UNITS}
+MIN_DISK_BYTES = 1 << 20
+EXAMPLE = '"memory:256MB,disk:PATH:20GB", or "none"'
+
+
+class CacheSpecError(CacheError, ValueError):
+    """A description of a cache that means nothing; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    kind: str  # "memory" or "disk"
+    max_bytes: int
+    path: str = ""
+
+    def open(self) -> CacheLayer:
+        if self.kind == "memory":
+            return MemoryLayer(self.max_bytes)
+        from tokzip_core.cache.disk import DiskLayer  # lmdb is needed by those alone who ask for it
+
+        return DiskLayer(self.path, self.max_bytes)
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """A stack of layers, the fastest first; small and picklable. None at all means no cache."""
+
+    layers: tuple[LayerSpec, ...]
+
+    def open(self) -> LayeredCache:
+        """Raises CacheError where a layer cannot be opened."""
+        opened: list[CacheLayer] = []
+        try:
+            opened.extend(layer.open() for layer in self.layers)
+        except BaseException:
+            for done in opened:
+                done.close()
+            raise
+        return LayeredCache(opened)
+
+
+def parse_cache_spec(text: str) -> CacheSpec:
+    """`memory:SIZE` and `disk:PATH:SIZE`, separated by commas, looked up in that order; or `none`.
+
+    SIZE is a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB. PATH is a folder (`~` is
+    the home folder), made absolute, without commas. Raises CacheSpecError.
+    """
+    if text.strip() == "none":
+        return CacheSpec(())
+    layers = tuple(_layer(part.strip()) for part in text.split(","))
+    names = [(layer.kind, layer.path) for layer in layers]
+    if len(set(names)) < len(names):
+        raise CacheSpecError(f"cache {text!r} names a layer twice")
+    return CacheSpec(layers)
+
+
+def _layer(part: str) -> LayerSpec:
+    kind, _, rest = part.partition(":")
+    if kind == "memory" and rest:
+        return LayerSpec("memory", _size(rest, part))
+    if kind == "disk":
+        path, _, size = rest.rpartition(":")
+        if path:
+            max_bytes = _size(size, part)
+            if max_bytes < MIN_DISK_BYTES:
+                raise CacheSpecError(f"cache layer {part!r}: a disk layer needs at least 1MiB")
+            return LayerSpec("disk", max_bytes, str(Path(path).expanduser().absolute()))
+    raise CacheSpecError(f"cache layer {part!r}: expected {EXAMPLE}")
+
+
+def _size(text: str, part: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
+    if not match or match[2] not in _UNITS or not (size := int(float(match[1]) * _UNITS[match[2]])):
+        raise CacheSpecError(f"cache layer {part!r}: {text!r} is no size such as 256MB or 20GB")
+    return size

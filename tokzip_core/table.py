@@ -1,0 +1,127 @@
+"""Token blobs in Parquet: how to write them, and a reader that decodes. Imports blob, codebook, pyarrow, fsspec."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import posixpath
+from typing import Any
+
+import pyarrow as pa
+
+from tokzip_core.blob import TokenBlobType, decode
+from tokzip_core.codebook import Codebook
+from tokzip_core.errors import CorruptCodebookError, TokzipError, UnknownCodebookError
+
+KEY = "tokzip.codebook."
+LARGEST_KEPT = 1 << 20  # bytes of a codebook that every file carries
+SIDECAR = "_tokzip/codebook.tzc"
+
+
+def codebook_metadata(codebook: Codebook) -> dict[str, str]:
+    """The key-value metadata that makes a file self-contained; none for a codebook of more than 1 MiB."""
+    data = codebook.to_bytes()
+    if len(data) > LARGEST_KEPT:
+        return {}
+    return {KEY + codebook.id: base64.b64encode(data).decode("ascii")}
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Keyword arguments of `pyarrow.parquet.ParquetWriter` for tables with blob columns.
+
+    Blobs are already dense: they are written as they are, their lengths packed, without statistics. Every page
+    carries its checksum.
+    """
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    blobs = {field.name for field in schema if isinstance(field.type, TokenBlobType)}
+    others = [path for path in (leaves.column(i).path for i in range(len(leaves))) if path not in blobs]
+    return {
+        "compression": dict.fromkeys(blobs, "none") | dict.fromkeys(others, "zstd"),
+        "use_dictionary": others,
+        "write_statistics": others,
+        "column_encoding": dict.fromkeys(blobs, "DELTA_LENGTH_BYTE_ARRAY"),
+        "write_page_checksum": True,
+    }
+
+
+def read_table(source: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+    """Read Parquet (a path or fsspec URL of a file, or of a folder of files) with every blob column decoded.
+
+    columns, filters: as `pyarrow.parquet.read_table` has them. Page checksums are verified. Raises
+    UnknownCodebookError naming the codebook and the places looked at, CorruptBlobError, CorruptCodebookError.
+    """
+    import pyarrow.dataset as ds
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(str(source))
+    if not fs.isdir(path):
+        return _read_file(fs, path, columns, filters)
+    files = ds.dataset(path, format="parquet", filesystem=fs).files
+    if not files:
+        raise FileNotFoundError(f"{source} has no Parquet file")
+    return pa.concat_tables([_read_file(fs, file, columns, filters) for file in files])
+
+
+def file_codebook(source: str, column: str = "tokens") -> Codebook:
+    """The codebook that the blobs of a Parquet file (path or fsspec URL) need: from its metadata, or from beside it.
+
+    Raises UnknownCodebookError where it is in none of those places, TokzipError where `column` is no blob column.
+    """
+    import pyarrow.parquet as pq
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(str(source))
+    with fs.open(path, "rb") as file:
+        metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
+    kind = schema.field(column).type if column in schema.names else None
+    if not isinstance(kind, TokenBlobType):
+        raise TokzipError(f"{source}: column {column!r} is {kind or 'missing'}, expected token blobs")
+    return _find(fs, path, metadata.metadata or {}, kind.codebook_id)
+
+
+def _read_file(fs: Any, path: str, columns: list[str] | None, filters: Any) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with fs.open(path, "rb") as file:
+        table = pq.read_table(file, columns=columns, filters=filters, page_checksum_verification=True)
+        file.seek(0)
+        metadata = pq.read_metadata(file).metadata or {}
+    for i, field in enumerate(table.schema):
+        if isinstance(field.type, TokenBlobType):
+            codebook = _find(fs, path, metadata, field.type.codebook_id)
+            decoded = [decode(chunk, codebook) for chunk in table.column(i).chunks]
+            kind = pa.list_(pa.int32())
+            table = table.set_column(i, field.with_type(kind), pa.chunked_array(decoded, kind))
+    return table
+
+
+def _find(fs: Any, path: str, metadata: dict[bytes, bytes], codebook_id: str) -> Codebook:
+    """The codebook of a file: in its own metadata, else beside the data set, searched upward from the file."""
+    kept = metadata.get((KEY + codebook_id).encode())
+    if kept is not None:
+        try:
+            codebook = Codebook.from_bytes(base64.b64decode(kept, validate=True))
+        except (binascii.Error, CorruptCodebookError) as error:
+            raise CorruptCodebookError(f"{path}: the codebook in its metadata: {error}") from error
+        if codebook.id != codebook_id:
+            raise CorruptCodebookError(f"{path}: its metadata has codebook {codebook.id} under {codebook_id}")
+        return codebook
+    places = [f"the metadata of {path}"]
+    folder = posixpath.dirname(path)
+    while True:
+        place = posixpath.join(folder, SIDECAR)
+        if fs.exists(place):
+            codebook = Codebook.from_bytes(fs.cat_file(place))
+            if codebook.id == codebook_id:
+                return codebook
+            place += f" (which is {codebook.id})"
+        places.append(place)
+        if posixpath.dirname(folder) == folder:
+            break
+        folder = posixpath.dirname(folder)
+    raise UnknownCodebookError(f"codebook {codebook_id} is in none of: {', '.join(places)}")
