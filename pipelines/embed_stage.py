@@ -17,7 +17,7 @@ from pipelines.stage import BOOKKEEPING, ERROR, ROW, Stage, Stats, Work
 from pipelines.storage import InputError
 from tokzip_core.cache import parse_cache_spec
 
-# Blocks are gathered until they make full batches of many lengths, and no longer: what is held stays bounded.
+# Blocks are gathered, or cut, until they make full batches of many lengths, and no longer: what is held is bounded.
 _GATHER_TOKENS = 65_536
 _GATHER_ROWS = 8192
 
@@ -126,7 +126,7 @@ class _Embed(Work):
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
         held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]] = []
         tokens = rows = 0
-        for block in blocks:
+        for block in (b.slice(at, _GATHER_ROWS) for b in blocks for at in range(0, len(b), _GATHER_ROWS)):
             with stats.time("decode"):
                 lists, errors = self._tokens(block)
             count = lists.offsets[-1].as_py() - lists.offsets[0].as_py()

@@ -126,9 +126,11 @@ def _clear_failures() -> Iterator[None]:
     """Runners bury a worker's error in pages of traceback; bring ours back up as the cause."""
     try:
         yield
-    except TokzipError:
-        raise
+    except TokzipError as e:
+        raise type(e)(re.sub(r" \[while running .*\]$", "", str(e))) from e
     except Exception as e:
-        ours = re.findall(r"^(?:[\w]+\.)*(\w+Error): (.+?)(?: \[while running .*)?$", str(e), re.MULTILINE)
+        errors = re.findall(r"^((?:\w+\.)*\w+Error: .+?)(?: \[while running .*)?$", str(e), re.MULTILINE)
+        ours = [m.split(": ", 1)[1] for m in errors if m.startswith(("pipelines.", "tokzip_core."))]
         first = next((line for line in str(e).splitlines() if line.strip()), "")
-        raise JobFailedError(ours[-1][1] if ours else f"{type(e).__name__}: {first}") from e
+        cause = [f"{type(e).__name__}: {first}", *errors, *ours][-1]
+        raise JobFailedError(cause) from e

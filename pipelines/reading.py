@@ -114,16 +114,12 @@ class ParquetReader:
 
 def column_bytes(meta: pq.FileMetaData, groups: range, columns: list[str]) -> int:
     """Uncompressed bytes of the columns (all leaves of nested ones) in the row groups, as the footer has them."""
-    roots = set(columns)
-    total = 0
-    for g in groups:
-        group = meta.row_group(g)
-        for c in range(group.num_columns):
-            column = group.column(c)
-            path = column.path_in_schema
-            if path in roots or path.split(".")[0] in roots:
-                total += column.total_uncompressed_size
-    return total
+    roots, leaves = set(columns), []
+    for c in range(meta.num_columns):
+        path = meta.schema.column(c).path
+        if path in roots or path.split(".")[0] in roots:
+            leaves.append(c)
+    return sum(meta.row_group(g).column(c).total_uncompressed_size for g in groups for c in leaves)
 
 
 def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -117,7 +117,7 @@ def plan(
 
 def plan_shard(name: str, f: FileInfo, columns_of: Callable[[pa.Schema], list[str]], split_bytes: int) -> list[Split]:
     """The splits of one shard, by its footer alone. Raises `InputError`."""
-    with reading.open_shard(f.url) as reader:
+    with reading.open_shard(f.url) as reader, reading.input_errors(f.url):
         try:
             columns = columns_of(reader.schema)
         except InputError as e:

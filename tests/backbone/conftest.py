@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 import tokzip_core as tz
-from pipelines import splits, storage
+from pipelines import cli, splits, storage
 from pipelines.compress_stage import CompressStage
 from pipelines.manifest import Entry, Manifest
 from pipelines.map_splits import run_split
@@ -71,6 +71,7 @@ class TokenDataSet:
 
 
 Compress = Callable[..., TokenDataSet]
+Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -96,3 +97,33 @@ def compress(tmp_path: Path, bert_json: str, codebook: tz.Codebook) -> Compress:
         return TokenDataSet(url, stage, planned, [run_split(s, stage, url, skip_bad) for s in planned])
 
     return run
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path: Path, tiny_json: str) -> Path:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(tiny_json)
+    return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("verify", …)` in this process: its exit code, and all that it printed."""
+
+    def run(*argv: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main([str(a) for a in argv])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def compress_all(tmp_path: Path, tokenizer_dir: Path, command: Command) -> Command:
+    """Compress tmp_path/in into tmp_path/out."""
+    return lambda *more: command(
+        "compress", "--input", tmp_path / "in", "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, *more
+    )

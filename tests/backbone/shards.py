@@ -1,7 +1,8 @@
-"""How the backbone's tests write a Parquet shard. Imports pyarrow."""
+"""How the backbone's tests write a Parquet shard, and compare what came of it. Imports pyarrow."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,3 +16,9 @@ def parquet(path: Path, column: Any, row_group_size: int | None = None, **column
     table = pa.table({"text": column, **columns})
     pq.write_table(table, path, row_group_size=row_group_size, write_page_checksum=True, compression="none")
     return path
+
+
+def bytes_below(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every file, by its path."""
+    paths = [p for p in Path(folder).rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}

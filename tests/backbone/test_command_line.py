@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from pipelines import cli, compress, options, verify
+from pipelines import cli, compress, job, options, verify
 from pipelines.options import UsageError
+from pipelines.storage import InputError
+from tokzip_core.errors import TokzipError
 
 NEEDED = ["--input", "in", "--output", "out"]
 
@@ -139,3 +141,30 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
     ]
     assert cli.main(["compress", *argv]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+PRISM = """bundle inst003 failed:Traceback (most recent call last):
+  File "x.py", line 1, in y
+    raise InputError(f"{url}: broken")
+OSError: bad page
+The above exception was the direct cause of the following exception:
+pipelines.storage.InputError: /in/a.parquet: unreadable: bad page [while running 'Compress/compress']
+"""
+AFTER = "RuntimeError: Bundle processing associated with inst003 has failed.\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError(PRISM), "/in/a.parquet: unreadable: bad page"),
+        (RuntimeError(PRISM + AFTER), "/in/a.parquet: unreadable: bad page"),
+        (RuntimeError("Traceback\nKeyError: 'x' [while running 'A']"), "KeyError: 'x'"),
+        (RuntimeError("\nworker was killed\n"), "RuntimeError: worker was killed"),
+        (RuntimeError(), "RuntimeError: "),
+        (InputError("/in/a.parquet: broken [while running 'A/B']"), "/in/a.parquet: broken"),
+    ],
+)
+def test_the_cause_of_a_failed_job_is_dug_out(raised: Exception, said: str) -> None:
+    with pytest.raises(TokzipError) as e, job._clear_failures():
+        raise raised
+    assert str(e.value) == said

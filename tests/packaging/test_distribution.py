@@ -65,7 +65,7 @@ def test_metadata(installed: Path) -> None:
     exec((ROOT / "tokzip_core/_version.py").read_text(), version)
     assert dist.version == version["__version__"]
     assert SpecifierSet(dist.metadata["Requires-Python"]) == SpecifierSet(">=3.11,<3.14")
-    assert "Apache-2.0" in (dist.metadata["License-Expression"] or dist.metadata["License"])
+    assert "Apache-2.0" in (dist.metadata.get("License-Expression"), dist.metadata.get("License"))
     assert [str(f) for f in dist.files or [] if f.name == "LICENSE"]
     if (ROOT / "README.md").exists():
         assert dist.metadata.get_payload() == (ROOT / "README.md").read_text()

@@ -194,6 +194,8 @@ def _checked(data: bytes, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> tuple
     Null where there is no entry (length 0), where its length is none that we write (not in `data`), or where the
     checksum is not the value's.
     """
+    if len(data) > np.iinfo(np.int32).max:
+        raise CacheError(f"{len(data)} bytes of values at once; ask for fewer keys")
     there = np.flatnonzero((lengths >= _HEAD) & (lengths <= MAX_VALUE_BYTES + _HEAD))
     ends = np.cumsum(lengths[there])
     starts = ends - lengths[there]
