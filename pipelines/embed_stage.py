@@ -126,7 +126,7 @@ class _Embed(Work):
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
         held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]] = []
         tokens = rows = 0
-        for block in (b.slice(at, _GATHER_ROWS) for b in blocks for at in range(0, len(b), _GATHER_ROWS)):
+        for block in (b.slice(at, _GATHER_ROWS) for b in blocks for at in range(0, len(b) or 1, _GATHER_ROWS)):
             with stats.time("decode"):
                 lists, errors = self._tokens(block)
             count = lists.offsets[-1].as_py() - lists.offsets[0].as_py()
