@@ -24,13 +24,7 @@ TRAIN_BYTES = 48_000_000
 
 def parser(prog: str = "tokzip compress") -> Parser:
     p = Parser(prog=prog, description="Tokenize text shards and store the token ids compressed, as Parquet.")
-    p.add_argument(
-        "--input",
-        required=True,
-        nargs="+",
-        action="extend",
-        help="paths, globs or fsspec URLs of Parquet, JSON Lines or text",
-    )
+    options.add_input(p)
     p.add_argument("--output", required=True, help="folder or URL of the token data set")
     add_arguments(p)
     options.add_job_options(p)

@@ -80,6 +80,17 @@ def _beam_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """The text shards that a token data set is made from."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="paths, globs or fsspec URLs of Parquet, JSON Lines or plain text",
+    )
+
+
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """What every command that runs a Beam job takes."""
     job = parser.add_argument_group("the job (Beam's own options, such as --runner, are taken too)")

@@ -12,9 +12,7 @@ from pipelines.tokenizing import Tokenizer, load_tokenizer
 
 def parser(prog: str = "tokzip run") -> Parser:
     p = Parser(prog=prog, description="Text shards to token ids to embeddings.")
-    p.add_argument(
-        "--input", required=True, nargs="+", help="paths, globs or fsspec URLs of Parquet, JSON Lines or text"
-    )
+    options.add_input(p)
     p.add_argument("--output", required=True, help="folder or URL; gets tokens/, embeddings/ and summary.json")
     compress.add_arguments(p)
     embed.add_arguments(p)

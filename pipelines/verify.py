@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tokzip_core as tz
-from pipelines import job, reading, splits, storage
+from pipelines import job, options, reading, splits, storage
 from pipelines.compress_stage import valid_text
 from pipelines.manifest import Entry, Manifest
 from pipelines.options import Invocation, Parser
@@ -28,7 +28,7 @@ from tokzip_core.errors import TokzipError
 def parser(prog: str = "tokzip verify") -> Parser:
     p = Parser(prog=prog, description="Compare every row of a token data set with its input, tokenized again.")
     p.add_argument("output", help="folder or URL of the token data set, or the output of tokzip run")
-    p.add_argument("--input", required=True, nargs="+", action="extend", help="what the data set was made from")
+    options.add_input(p)
     return p
 
 

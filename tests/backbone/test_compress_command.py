@@ -15,13 +15,13 @@ import pytest
 import tokenizers
 from shards import bytes_below, parquet
 
-Command = Callable[..., tuple[int, str]]
-
 import tokzip_core as tz
 from pipelines import compress, job, storage, train
 from pipelines.manifest import Manifest
 from pipelines.map_splits import DEAD_LETTERS
 from pipelines.splits import Split
+
+Command = Callable[..., tuple[int, str]]
 
 
 def data_of(folder: Path) -> dict[str, str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tokzip_core.codecs.codec import Codec
 from tokzip_core.codecs.huffman import Huffman
+from tokzip_core.codecs.raw import Raw
 from tokzip_core.errors import UnknownCodecError
 
 _CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
+        Raw(),
         Huffman(),
     )
 }  # fmt: skip

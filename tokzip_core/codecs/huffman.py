@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 
 from tokzip_core.codecs.codec import Codec
+from tokzip_core.codecs.pieces import decode_pieces, encode_pieces
 from tokzip_core.coders.prefix import MAX_IDS, PrefixTables, build_tables, choose_lengths
 from tokzip_core.coders.varint import decode_varints, encode_varints
-from tokzip_core.columns import Column, Int32s, Int64s, read_only
-from tokzip_core.errors import CorruptBlobError, CorruptCodebookError
+from tokzip_core.columns import Column, Int32s, Int64s
+from tokzip_core.errors import CorruptCodebookError
 from tokzip_core.models.order0 import Order0
 
-_RUN = 1 << 18  # tokens encoded at a time: the bytes written stay in the cache
-_PADDING = 16  # bytes
 _FAULTS = {
     1: "its last byte is zero",
     2: "a code that the codebook does not assign",
@@ -59,69 +59,23 @@ class Huffman(Codec):
         from tokzip_core.kernels.prefix import encode_rows
 
         t = tables
-        n = len(column)
-        before = np.concatenate((np.zeros(1, np.int64), np.cumsum(column.ends - column.starts)))
-        ends = np.empty(n, np.int64)
-        parts: list[bytes] = []
-        row, size, scratch = 0, 0, np.empty(0, np.uint8)
-        while row < n:
-            last = max(row + 1, int(np.searchsorted(before, before[row] + _RUN, "right")) - 1)
-            room = 8 * int(before[last] - before[row]) + 16
-            if scratch.size < room:
-                scratch = np.empty(room, np.uint8)
-            run = slice(row, last)
+
+        def write(starts: Int64s, ends: Int64s, *out: Any) -> None:
             encode_rows(
-                column.values,
-                column.starts[run],
-                column.ends[run],
-                t.entries,
-                t.ids,
-                t.id_entries,
-                np.uint64(t.escape),
-                t.triple,
-                scratch,
-                ends[run],
+                column.values, starts, ends, t.entries, t.ids, t.id_entries, np.uint64(t.escape), t.triple, *out
             )
-            parts.append(scratch[: ends[last - 1]].tobytes())
-            ends[run] += size
-            size += len(parts[-1])
-            row = last
-        return b"".join(parts), ends
+
+        return encode_pieces(column, 8, write)
 
     def decode(self, column: Column, tables: PrefixTables) -> tuple[Int32s, Int64s]:
         from tokzip_core.kernels.prefix import decode_rows
 
         t = tables
-        starts, stops, data = column.starts, column.ends, column.values
-        room = int((8 * (stops - starts) // t.shortest + 3).sum())  # pages that are never written cost nothing
-        tokens = np.empty(room, np.int32)
-        ends = np.empty(len(column), np.int64)
-        size = 0
-        # The kernel reads up to 16 bytes past a row: the rows at the end of the data are decoded from a padded copy.
-        cut = int(np.searchsorted(stops, data.size - _PADDING, "right"))
-        for rows in (slice(0, cut), slice(cut, len(column))):
-            if rows.start == rows.stop:
-                continue
-            begin = 0
-            if rows.start == cut:
-                begin = starts[cut]
-                data = read_only(np.concatenate((data[begin:], np.zeros(_PADDING, np.uint8))))
-            fault, row = decode_rows(
-                data,
-                starts[rows] - begin,
-                stops[rows] - begin,
-                t.slots,
-                t.tokens,
-                t.ids,
-                t.id_entries,
-                t.shortest,
-                t.triple,
-                tokens[size:],
-                ends[rows],
+
+        def read(data: Any, starts: Int64s, ends: Int64s, *out: Any) -> Any:
+            return decode_rows(
+                data, starts, ends, t.slots, t.tokens, t.ids, t.id_entries, t.shortest, t.triple, *out
             )
-            if fault:
-                raise CorruptBlobError(f"row {rows.start + row} is not a blob of this codebook: {_FAULTS[fault]}")
-            ends[rows] += size
-            size = int(ends[rows.stop - 1])
-        tokens.resize(size, refcheck=False)
-        return tokens, ends
+
+        room = int((8 * (column.ends - column.starts) // t.shortest + 3).sum())
+        return decode_pieces(column, room, read, _FAULTS)
