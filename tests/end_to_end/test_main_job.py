@@ -92,6 +92,7 @@ def test_the_result_is_read_with_ordinary_tools(everywhere: dict[str, Path], sma
     output = everywhere["one process"]
     tokens = tz.read_table(str(output / "tokens"))
     assert tokens.schema.field("tokens").type == pa.list_(pa.int32())
+    assert datasets.Dataset(tokens)[1]["tokens"] == tokens["tokens"][1].as_py()
     assert tokens.num_rows == 240
     table = pq.read_table(output / "embeddings")
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 384)

@@ -1,0 +1,1 @@
+"""Benchmarks, run by hand: each prints what it measured, as ratios within one interleaved run."""
