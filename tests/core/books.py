@@ -1,4 +1,4 @@
-"""Codebooks with code lengths chosen by hand, and the reader that docs/FORMAT.md prints. For the tests beside it."""
+"""Codebooks with code lengths chosen by hand, mutations, the reader that docs/FORMAT.md prints. For the tests here."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def body(lengths: dict[int, int], escape: int | None = None) -> bytes:
 
 def book(lengths: dict[int, int], escape: int | None = None) -> tz.Codebook:
     return tz.Codebook.from_bytes(wrap(body(lengths, escape)))
+
+
+def mutations(blobs: list[bytes], rng: np.random.Generator, n: int) -> list[bytes]:
+    """`n` times one of `blobs` with bits flipped, cut short, or with bytes added."""
+    mutated = []
+    for _ in range(n):
+        blob = bytearray(blobs[rng.integers(len(blobs))])
+        for _ in range(rng.integers(1, 4)):
+            kind = rng.integers(4)
+            if kind == 0 and blob:
+                blob[rng.integers(len(blob))] ^= 1 << rng.integers(8)
+            elif kind == 1:
+                del blob[rng.integers(len(blob) + 1) :]
+            elif kind == 2:
+                blob += rng.bytes(rng.integers(1, 9))
+            else:
+                blob[rng.integers(len(blob) + 1) :] = bytes(rng.integers(0, 12))
+        mutated.append(bytes(blob))
+    return mutated
 
 
 def reader() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
-from books import body, book, reader, wrap
+from books import body, book, mutations, reader, wrap
 
 import tokzip_core as tz
 
@@ -21,24 +21,6 @@ BOOKS = [
     book({3: 2, 0: 26, 1: 27, 2: 27, 4: 27, 5: 8}),
     tz.train(pa.array([np.random.default_rng(6).zipf(1.3, 20_000) % 5_000])),
 ]
-
-
-def mutations(blobs: list[bytes], rng: np.random.Generator, n: int) -> list[bytes]:
-    mutated = []
-    for _ in range(n):
-        blob = bytearray(blobs[rng.integers(len(blobs))])
-        for _ in range(rng.integers(1, 4)):
-            kind = rng.integers(4)
-            if kind == 0 and blob:
-                blob[rng.integers(len(blob))] ^= 1 << rng.integers(8)
-            elif kind == 1:
-                del blob[rng.integers(len(blob) + 1) :]
-            elif kind == 2:
-                blob += rng.bytes(rng.integers(1, 9))
-            else:
-                blob[rng.integers(len(blob) + 1) :] = bytes(rng.integers(0, 12))
-        mutated.append(bytes(blob))
-    return mutated
 
 
 @pytest.mark.parametrize("codebook", BOOKS, ids=range(len(BOOKS)))

@@ -74,30 +74,6 @@ def test_every_integer_and_list_type(kind: Any, bits: int, sign: str) -> None:
     assert tz.decode(tz.encode(part, codebook), codebook).equals(rows(values[1:3]))
 
 
-@settings(deadline=None)
-@given(ROWS, st.integers(0, 30), st.integers(0, 30))
-def test_slices_of_tokens_and_blobs(values: Any, begin: int, length: int) -> None:
-    tokens = rows(values)
-    codebook = tz.train(tokens)
-    part = tokens.slice(min(begin, len(tokens)), length)
-    assert tz.decode(tz.encode(part, codebook), codebook).equals(part)
-    assert tz.decode(tz.encode(tokens, codebook).slice(min(begin, len(tokens)), length), codebook).equals(part)
-
-
-@settings(deadline=None)
-@given(st.lists(ROWS, max_size=4))
-def test_chunks(parts: Any) -> None:
-    tokens = pa.chunked_array([rows(part) for part in parts], LISTS)
-    codebook = tz.train(tokens)
-    assert codebook == tz.train(iter([rows(part) for part in parts]))
-    assert codebook == tz.train(rows([row for part in parts for row in part]))
-    blobs = tz.encode(tokens, codebook)
-    assert blobs.type == tz.TokenBlobType("huffman", 1, codebook.id)
-    chunked = pa.chunked_array([tz.encode(rows(part), codebook) for part in parts], blobs.type)
-    for either in (blobs, chunked, blobs.storage, blobs.storage.cast(pa.large_binary())):
-        assert tz.decode(either, codebook).to_pylist() == tokens.to_pylist()
-
-
 @pytest.mark.parametrize("alphabet", [1, 2, 255, 256, 300, 70_000])
 @pytest.mark.parametrize("skew", [0.0, 1.2])
 def test_alphabets(alphabet: int, skew: float) -> None:

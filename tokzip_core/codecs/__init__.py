@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from tokzip_core.codecs.arithmetic import Arithmetic
 from tokzip_core.codecs.codec import Codec
+from tokzip_core.codecs.context import Context
 from tokzip_core.codecs.huffman import Huffman
+from tokzip_core.codecs.huffman_o1 import HuffmanOrder1
 from tokzip_core.codecs.raw import Raw
+from tokzip_core.codecs.transformed import Transformed
 from tokzip_core.errors import UnknownCodecError
 
 _CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         Raw(),
+        Transformed("rle", Raw()),
         Huffman(),
+        Transformed("rle+huffman", Huffman()),
+        HuffmanOrder1(),
+        Arithmetic(),
+        Transformed("rle+arithmetic", Arithmetic()),
+        Context(),
     )
 }  # fmt: skip
 

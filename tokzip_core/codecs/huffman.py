@@ -10,8 +10,8 @@ import numpy as np
 from tokzip_core.codecs.codec import Codec
 from tokzip_core.codecs.pieces import decode_pieces, encode_pieces
 from tokzip_core.coders.prefix import MAX_IDS, PrefixTables, build_tables, choose_lengths
-from tokzip_core.coders.varint import decode_varints, encode_varints
-from tokzip_core.columns import Column, Int32s, Int64s
+from tokzip_core.coders.varint import decode_ids, encode_ids
+from tokzip_core.columns import Column, Int32s, Int64s, UInt8s
 from tokzip_core.errors import CorruptCodebookError
 from tokzip_core.models.order0 import Order0
 
@@ -37,9 +37,8 @@ class Huffman(Codec):
         lengths = choose_lengths(weights)
         by_id = np.argsort(model.ids[order])
         ids = model.ids[order][by_id]
-        gaps = np.diff(ids, prepend=np.uint32(0)) - (np.arange(ids.size) > 0)
         by_id = np.append(by_id, ids.size)  # the escape stays last
-        body = struct.pack("<I", ids.size) + encode_varints(gaps.astype(np.uint32)) + lengths[by_id].tobytes()
+        body = struct.pack("<I", ids.size) + encode_ids(ids) + lengths[by_id].tobytes()
         return body, float((counts * lengths[:-1]).sum() / max(1, counts.sum()))
 
     def tables(self, body: bytes) -> PrefixTables:
@@ -49,13 +48,9 @@ class Huffman(Codec):
         if n > MAX_IDS or len(body) < 5 + 2 * n:
             raise CorruptCodebookError(f"{n} ids in a body of {len(body)} bytes; at most {MAX_IDS} are allowed")
         lengths_at = len(body) - n - 1
-        gaps = decode_varints(body[4:lengths_at], n).astype(np.uint64)
-        ids = np.cumsum(gaps) + np.arange(n, dtype=np.uint64)
-        if n and ids[-1] >= 1 << 31:
-            raise CorruptCodebookError(f"an id of {ids[-1]}, over 2^31 - 1")
-        return build_tables(ids.astype(np.uint32), np.frombuffer(body, np.uint8, n + 1, lengths_at))
+        return build_tables(decode_ids(body[4:lengths_at], n), np.frombuffer(body, np.uint8, n + 1, lengths_at))
 
-    def encode(self, column: Column, tables: PrefixTables) -> tuple[bytes, Int64s]:
+    def encode(self, column: Column, tables: PrefixTables) -> tuple[UInt8s, Int64s]:
         from tokzip_core.kernels.prefix import encode_rows
 
         t = tables
@@ -73,9 +68,7 @@ class Huffman(Codec):
         t = tables
 
         def read(data: Any, starts: Int64s, ends: Int64s, *out: Any) -> Any:
-            return decode_rows(
-                data, starts, ends, t.slots, t.tokens, t.ids, t.id_entries, t.shortest, t.triple, *out
-            )
+            return decode_rows(data, starts, ends, t.slots, t.tokens, t.ids, t.id_entries, t.shortest, t.triple, *out)
 
-        room = int((8 * (column.ends - column.starts) // t.shortest + 3).sum())
-        return decode_pieces(column, room, read, _FAULTS)
+        size = int((column.ends - column.starts).sum())
+        return decode_pieces(column, int(9 * size / t.mean) + 1024, read, _FAULTS)

@@ -1,4 +1,4 @@
-"""Drive a codec's kernels over a column: encode into small scratch space, decode with bytes to spare after each row.
+"""Drive a codec's kernels over a column: encode into room made as needed, decode with bytes to spare after each row.
 
 Imports columns and errors only.
 """
@@ -9,18 +9,37 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from tokzip_core.columns import Column, Int32s, Int64s, read_only
+from tokzip_core.columns import Column, Int32s, Int64s, UInt8s, read_only
 from tokzip_core.errors import CorruptBlobError
 
-_RUN = 1 << 18  # tokens encoded at a time: the bytes written stay in the cache
+_RUN = 1 << 18  # tokens encoded at a time: the most room for the worst case that is made at once
+FULL = -1  # a kernel needs more room
 PADDING = 16  # bytes that a kernel may read past the end of a row, and write past its last
 
 
+class Room:
+    """An array in memory from Arrow's pool, which keeps what is given back: fresh pages would cost more than coding."""
+
+    def __init__(self, dtype: Any, size: int) -> None:
+        self.dtype = np.dtype(dtype)
+        self._buffer = pa.allocate_buffer(0, resizable=True)
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Keep the first `size` items, or have room for as many; no array of before may be used again."""
+        self.size = size
+        self._buffer.resize(size * self.dtype.itemsize, shrink_to_fit=False)
+
+    def array(self) -> Any:
+        return np.frombuffer(self._buffer, self.dtype)
+
+
 def encode_pieces(
-    column: Column, bytes_a_token: int, write: Callable[[Int64s, Int64s, Any, Int64s], object]
-) -> tuple[bytes, Int64s]:
-    """What `write(starts, ends, out, out_ends)` makes of all rows, a run of rows at a time.
+    column: Column, bytes_a_token: int, write: Callable[[Int64s, Int64s, UInt8s, Int64s], object]
+) -> tuple[UInt8s, Int64s]:
+    """What `write(starts, ends, out, out_ends)` makes of all rows, called for a run of rows at a time.
 
     `write` fills `out` (uint8, `bytes_a_token` for each token, PADDING more for each row) and `out_ends` (int64).
     """
@@ -28,20 +47,18 @@ def encode_pieces(
     sizes = (column.ends - column.starts) * bytes_a_token + PADDING
     before = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
     ends = np.empty(n, np.int64)
-    parts: list[bytes] = []
-    row, size, scratch = 0, 0, np.empty(0, np.uint8)
+    row, size, out = 0, 0, Room(np.uint8, int(before[-1]) // 4)
     while row < n:
         last = max(row + 1, int(np.searchsorted(before, before[row] + _RUN * bytes_a_token, "right")) - 1)
-        room = int(before[last] - before[row]) + PADDING
-        if scratch.size < room:
-            scratch = np.empty(room, np.uint8)
+        room = size + int(before[last] - before[row]) + PADDING
+        if out.size < room:
+            out.resize(room + out.size // 2)
         run = slice(row, last)
-        write(column.starts[run], column.ends[run], scratch, ends[run])
-        parts.append(scratch[: ends[last - 1]].tobytes())
+        write(column.starts[run], column.ends[run], out.array()[size:], ends[run])
         ends[run] += size
-        size += len(parts[-1])
-        row = last
-    return b"".join(parts), ends
+        row, size = last, int(ends[last - 1])
+    out.resize(size)
+    return out.array(), ends
 
 
 def decode_pieces(
@@ -52,26 +69,28 @@ def decode_pieces(
 ) -> tuple[Int32s, Int64s]:
     """What `read(data, starts, ends, out, out_ends)` makes of all rows; PADDING bytes follow each row in `data`.
 
-    room: tokens that all rows can hold at most; pages that are never written cost nothing. `read` returns a fault,
-    0 for none, and its row.
+    room: tokens that all rows can hold at most, or are likely to; pages that are never written cost nothing. `read`
+    returns a fault, 0 for none, and its row; FULL where `out` has no room for that row: it is called again with more.
     """
-    starts, stops, data = column.starts, column.ends, column.values
-    tokens = np.empty(room, np.int32)
+    stops, data, begin = column.ends, column.values, 0
+    out = Room(np.int32, room)
     ends = np.empty(len(column), np.int64)
     size = 0
     # The rows at the end of the data are decoded from a padded copy.
     cut = int(np.searchsorted(stops, data.size - PADDING, "right"))
-    for rows in (slice(0, cut), slice(cut, len(column))):
-        if rows.start == rows.stop:
-            continue
-        begin = 0
-        if rows.start == cut:
-            begin = int(starts[cut])
+    row, last = 0, cut
+    while row < len(column):
+        if row == last:
+            begin, last = int(column.starts[cut]), len(column)
             data = read_only(np.concatenate((data[begin:], np.zeros(PADDING, np.uint8))))
-        fault, row = read(data, starts[rows] - begin, stops[rows] - begin, tokens[size:], ends[rows])
-        if fault:
+        rows = slice(row, last)
+        fault, row = read(data, column.starts[rows] - begin, stops[rows] - begin, out.array()[size:], ends[rows])
+        if fault not in (0, FULL):
             raise CorruptBlobError(f"row {rows.start + row} is not a blob of this codebook: {faults[fault]}")
-        ends[rows] += size
-        size = int(ends[rows.stop - 1])
-    tokens.resize(size, refcheck=False)
-    return tokens, ends
+        row = last if fault == 0 else rows.start + row
+        ends[rows.start : row] += size
+        size = int(ends[row - 1]) if row else 0
+        if fault == FULL:
+            out.resize(2 * out.size + 1024)
+    out.resize(size)
+    return out.array(), ends

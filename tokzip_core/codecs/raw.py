@@ -8,7 +8,7 @@ import numpy as np
 
 from tokzip_core.codecs.codec import Codec
 from tokzip_core.codecs.pieces import decode_pieces, encode_pieces
-from tokzip_core.columns import Column, Int32s, Int64s
+from tokzip_core.columns import Column, Int32s, Int64s, UInt8s
 from tokzip_core.errors import CorruptCodebookError
 from tokzip_core.models.order0 import Order0
 
@@ -34,7 +34,7 @@ class Raw(Codec):
             raise CorruptCodebookError(f"a width of {body.hex() or 'no'} bytes an id, expected 1 to 4")
         return body[0]
 
-    def encode(self, column: Column, tables: int) -> tuple[bytes, Int64s]:
+    def encode(self, column: Column, tables: int) -> tuple[UInt8s, Int64s]:
         from tokzip_core.kernels.raw import encode_rows
 
         def write(*piece: Any) -> None:

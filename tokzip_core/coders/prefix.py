@@ -22,7 +22,6 @@ TRIPLE_LOSS = 0.005  # the share of size that three codes a load may cost
 MAX_IDS = 1 << 20
 ESCAPE, UNASSIGNED = -1, -2  # in place of a token: 31 bits of an id without a code follow; no code
 
-_REVERSED = np.array([int(f"{i:08b}"[::-1], 2) for i in range(256)], np.uint32)
 _ALL_LENGTHS = np.arange(MAX_LENGTH + 1)
 _SLOTS_OF_ONE = 1 << np.maximum(0, 8 - _ALL_LENGTHS)
 _PLACES = 1 << np.maximum(0, _ALL_LENGTHS - 8)  # symbols a slot
@@ -39,15 +38,16 @@ def choose_lengths(weights: Int64s) -> UInt8s:
     Lagrangian relaxation (Everett 1963): a price a slot, found by bisection, makes the choice a shortest path; what
     slots are then left are spent greedily. On English Wikipedia within 0.2 % of the relaxation's own lower bound.
     """
-    unlimited, bits = _choose(weights, MAX_LENGTH)
+    unlimited, bits = lengths_within(weights, MAX_LENGTH)
     if unlimited[-1] > TRIPLE_LENGTH and weights.size <= SLOTS * _PLACES[TRIPLE_LENGTH]:
-        limited, limited_bits = _choose(weights, TRIPLE_LENGTH)
+        limited, limited_bits = lengths_within(weights, TRIPLE_LENGTH)
         if limited_bits <= bits * (1 + TRIPLE_LOSS):
             return limited
     return unlimited
 
 
-def _choose(weights: Int64s, max_length: int) -> tuple[UInt8s, int]:
+def lengths_within(weights: Int64s, max_length: int) -> tuple[UInt8s, int]:
+    """`choose_lengths` of at most `max_length` bits, and the bits that all `weights` then take."""
     from tokzip_core.kernels.prefix_lengths import priced_lengths
 
     spare = max(0, 40 - int(weights.sum()).bit_length())
@@ -98,6 +98,7 @@ class PrefixTables:
     entries: UInt32s  # the same by id, up to a bounded id; 0 where there is no code, and at the end
     escape: int  # the entry of the escape code
     shortest: int  # bits
+    mean: float  # bits, were every token as likely as its code is short
     triple: bool
 
 
@@ -106,47 +107,29 @@ def build_tables(ids: UInt32s, lengths: UInt8s) -> PrefixTables:
 
     ids: uint32[n], rising, under 2^31; lengths: uint8[n + 1], 1 … MAX_LENGTH, the escape's last.
     """
+    from tokzip_core.kernels.prefix_codes import assign_codes
+
     if ids.size > MAX_IDS or ids.size + 1 != lengths.size:
         raise CorruptCodebookError(f"{ids.size} ids and {lengths.size} code lengths; at most {MAX_IDS} are allowed")
     if ids.size and (ids[-1] >= 1 << 31 or not (ids[1:] > ids[:-1]).all()):
         raise CorruptCodebookError("ids out of order or over 2^31 - 1")
     if not 1 <= lengths.min() <= lengths.max() <= MAX_LENGTH:
         raise CorruptCodebookError(f"code lengths of {lengths.min()} to {lengths.max()}, not 1 to {MAX_LENGTH}")
-    longest = int(lengths.max())
-    histogram = np.bincount(lengths, minlength=MAX_LENGTH + 1)
-    used = slots_used(histogram)
-    if used > SLOTS:
-        raise CorruptCodebookError(f"the code lengths need {used} slots of {SLOTS}")
-    order = np.argsort(lengths, kind="stable")
-    symbols = np.append(ids.astype(np.int32), np.int32(ESCAPE))[order]
     slots = np.zeros(256, np.uint32)
-    ranked, codes = [], []
-    top, rank, first = 256, 0, 0
-    for length in range(1, longest + 1):
-        n, places, width = int(histogram[length]), int(_PLACES[length]), int(_SLOTS_OF_ONE[length])
-        if n == 0:
-            continue
-        groups = -(-n // places)
-        heads = top - width * np.arange(1, groups + 1)  # slots are dealt from the top, read from their highest bit
-        top -= width * groups
-        for i in range(width):
-            slots[_REVERSED[heads + i]] = (rank + places * np.arange(groups)) << 5 | length
-        within = np.arange(n)
-        codes.append((_REVERSED[heads[within // places]] | (within % places) << 8) << 5 | length)
-        ranked += [symbols[first : first + n], np.full(groups * places - n, UNASSIGNED, np.int32)]
-        rank += groups * places
-        first += n
     all_entries = np.empty(lengths.size, np.uint32)
-    all_entries[order] = np.concatenate(codes)
+    ranks = np.empty(lengths.size, np.int64)
+    n_ranks = assign_codes(lengths, 0, slots, all_entries, ranks)
+    if n_ranks < 0:
+        raise CorruptCodebookError(f"the code lengths need more than {SLOTS} slots")
+    tokens = np.full(n_ranks, UNASSIGNED, np.int32)
+    tokens[ranks] = np.append(ids.astype(np.int32), np.int32(ESCAPE))
     id_entries = all_entries[:-1]
     dense = min(int(ids[-1]) + 1, (1 << 16) + 4 * ids.size) if ids.size else 0
     entries = np.zeros(dense + 1, np.uint32)
     below = int(np.searchsorted(ids, dense))
     entries[ids[:below]] = id_entries[:below]
-    tokens = np.concatenate(ranked)
     for array in (slots, tokens, ids, id_entries, entries):
         array.flags.writeable = False
-    shortest = int(np.flatnonzero(histogram)[0])
-    return PrefixTables(
-        slots, tokens, ids, id_entries, entries, int(all_entries[-1]), shortest, longest <= TRIPLE_LENGTH
-    )
+    shortest, mean = int(lengths.min()), float((lengths * 0.5**lengths).sum() / (0.5**lengths).sum())
+    triple = bool(lengths.max() <= TRIPLE_LENGTH)
+    return PrefixTables(slots, tokens, ids, id_entries, entries, int(all_entries[-1]), shortest, mean, triple)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokzip_core.columns import UInt32s
+from tokzip_core.columns import MAX_ID, UInt32s
 from tokzip_core.errors import CorruptCodebookError
 
 
@@ -35,3 +35,17 @@ def decode_varints(data: bytes, n: int) -> UInt32s:
     if n and values.max() >= 1 << 32:
         raise CorruptCodebookError("a varint over 32 bits")
     return values.astype(np.uint32)
+
+
+def encode_ids(ids: UInt32s) -> bytes:
+    """Rising uint32 `ids`: the first, then each less the one before, less 1."""
+    gaps = np.diff(ids, prepend=np.uint32(0)) - (np.arange(ids.size) > 0)
+    return encode_varints(gaps.astype(np.uint32))
+
+
+def decode_ids(data: bytes, n: int) -> UInt32s:
+    """The `n` ids that `data` holds and nothing else; raises CorruptCodebookError, also for an id over 2^31 - 1."""
+    ids = np.cumsum(decode_varints(data, n).astype(np.uint64)) + np.arange(n, dtype=np.uint64)
+    if n and ids[-1] > MAX_ID:
+        raise CorruptCodebookError(f"an id of {ids[-1]}, over 2^31 - 1")
+    return ids.astype(np.uint32)

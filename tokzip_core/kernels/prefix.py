@@ -9,30 +9,25 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from tokzip_core.coders.prefix import ESCAPE, UNASSIGNED
+from tokzip_core.coders.prefix import ESCAPE, TRIPLE_LENGTH, UNASSIGNED
 from tokzip_core.kernels import kernel
+from tokzip_core.kernels.lookup import entry_of
 from tokzip_core.kernels.words import load, store
 
 LANES = 4  # rows decoded side by side, so that one row's chain of lookups hides behind the others'
-CHUNK = 1 << 17  # room for the tokens of one turn of decoding (int32): small enough to stay in the L2 cache
+CHUNK = 1 << 19  # room for the tokens of one turn of decoding, at worst: what is used of it stays in the L2 cache
 ESCAPED_BITS = 31
+ROW_ROOM = 6  # tokens that may be written past a row's last: two turns of three, from a bad blob
 
-OK, ZERO_END, NO_CODE, KNOWN_ESCAPED = 0, 1, 2, 3
+OK, ZERO_END, NO_CODE, KNOWN_ESCAPED, FULL = 0, 1, 2, 3, -1
 
 _BIT_LENGTH = np.array([i.bit_length() for i in range(256)], np.uint64)
 
 
 @kernel
-def entry_of(token, ids, id_entries):  # type: ignore[no-untyped-def]
-    """The entry of `token` among the rising `ids`, 0 where it is not one of them."""
-    low, high = 0, ids.size
-    while low < high:
-        middle = (low + high) >> 1
-        if ids[middle] < token:
-            low = middle + 1
-        else:
-            high = middle
-    return id_entries[low] if low < ids.size and ids[low] == token else np.uint32(0)
+def bit_length(byte):  # type: ignore[no-untyped-def]
+    """The place of the highest 1 in a byte, from 1; 0 for none."""
+    return _BIT_LENGTH[byte]
 
 
 @kernel
@@ -54,35 +49,36 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
     8 bytes a token and 16 more.
     """
     top, five, low = uint64(entries.size - 1), uint64(5), uint64(31)
+    one, two, three = uint64(1), uint64(2), uint64(3)
     at = uint64(0)
     for row in range(starts.size):
         begin, word, filled = at, uint64(0), uint64(0)
         i, end = uint64(starts[row]), uint64(ends[row])
         while i < end:
-            if i + uint64(3) <= end:
-                a = uint64(entries[min(uint64(values[i]), top)])
-                b = uint64(entries[min(uint64(values[i + uint64(1)]), top)])
-                if a != 0 and b != 0:
-                    length = a & low
-                    bits = (a >> five) | ((b >> five) << length)
-                    length += b & low
-                    i += uint64(2)
-                    if triple:
-                        c = uint64(entries[min(uint64(values[i]), top)])
-                        if c != 0:
-                            bits |= (c >> five) << length
-                            length += c & low
-                            i += uint64(1)
-                    at, word, filled = append(out, at, word, filled, bits, length)
-                    continue
-            token = values[i]
-            entry = uint64(entry_of(token, ids, id_entries))
-            i += uint64(1)
+            while triple and i + three <= end:
+                first, second, third = uint64(values[i]), uint64(values[i + one]), uint64(values[i + two])
+                if max(max(first, second), third) >= top:
+                    break
+                a, b, c = uint64(entries[first]), uint64(entries[second]), uint64(entries[third])
+                if a == 0 or b == 0 or c == 0:
+                    break
+                length = a & low
+                bits = a >> five | (b >> five) << length
+                length += b & low
+                bits |= (c >> five) << length
+                at, word, filled = append(out, at, word, filled, bits, length + (c & low))
+                i += three
+            if i == end:
+                break
+            entry = uint64(entries[min(uint64(values[i]), top)])
+            if entry == 0:
+                entry = uint64(entry_of(values[i], ids, id_entries))
             if entry != 0:
                 at, word, filled = append(out, at, word, filled, entry >> five, entry & low)
             else:
                 at, word, filled = append(out, at, word, filled, escape >> five, escape & low)
-                at, word, filled = append(out, at, word, filled, uint64(token), uint64(ESCAPED_BITS))
+                at, word, filled = append(out, at, word, filled, uint64(values[i]), uint64(ESCAPED_BITS))
+            i += one
         if filled > 0:
             at += uint64(1)
         while at > begin and out[at - uint64(1)] == 0:
@@ -91,27 +87,50 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
 
 
 @kernel
+def decode_three(data, slots, tokens, bit, out, at):  # type: ignore[no-untyped-def]
+    """Decode three tokens at `bit` into `out[at : at + 3]`; return the bit after them, and their bits or-ed."""
+    one, five, eight, low, byte = uint64(1), uint64(5), uint64(8), uint64(31), uint64(255)
+    word = load(data, bit >> uint64(3)) >> (bit & uint64(7))
+    entry = uint64(slots[word & byte])
+    first = entry & low
+    a = tokens[(entry >> five) + ((word & ((one << first) - one)) >> eight)]
+    word >>= first
+    entry = uint64(slots[word & byte])
+    second = entry & low
+    b = tokens[(entry >> five) + ((word & ((one << second) - one)) >> eight)]
+    word >>= second
+    entry = uint64(slots[word & byte])
+    third = entry & low
+    c = tokens[(entry >> five) + ((word & ((one << third) - one)) >> eight)]
+    out[at] = a
+    out[at + one] = b
+    out[at + uint64(2)] = c
+    return bit + first + second + third, a | b | c
+
+
+@kernel
 def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, triple, out, out_ends):  # type: ignore[no-untyped-def]
     """Decode the blobs `data[starts[i]:ends[i]]` into `out` (int32), and each row's end in it into `out_ends`.
 
     data: uint8, with 16 bytes after the last row; bounds as validated by the caller; slots: uint32[256], entries of
-    first ranks; tokens: int32, by rank, negative for ESCAPE and UNASSIGNED; shortest: the least code length; `out`
-    has room for one token for every `shortest` bits of blob, and 3 more a row. Returns (fault, row of the fault).
+    first ranks; tokens: int32, by rank, negative for ESCAPE and UNASSIGNED; shortest: the least code length. Returns
+    (fault, row of the fault); FULL where `out` may have no room for that row.
 
     Rows are taken in turns of up to CHUNK tokens. In a turn, each of LANES lanes decodes a row of its own into
     scratch space, at a place that follows from the blobs' sizes; then the rows are moved together into `out`.
     """
     zero, one, two, three, four = uint64(0), uint64(1), uint64(2), uint64(3), uint64(4)
     five, seven, eight, low, byte = uint64(5), uint64(7), uint64(8), uint64(31), uint64(255)
+    most = uint64(3 * TRIPLE_LENGTH)
     rows = uint64(starts.size)
-    scratch = np.empty(min(CHUNK, out.size), np.int32)
+    scratch = np.empty(CHUNK, np.int32)
     place = np.empty(starts.size, np.uint64)
     lanes = np.empty(4 * LANES, np.uint64)  # of each: the next bit, the bit where its row ends, place of output, row
     done, filled = zero, zero
     while done < rows:
         last, need = done, zero
         while last < rows:
-            room = uint64(8 * (ends[last] - starts[last]) // shortest + 3)
+            room = uint64(8 * (ends[last] - starts[last]) // shortest + ROW_ROOM)
             if last > done and need + room > uint64(CHUNK):
                 break
             place[last] = need
@@ -119,6 +138,8 @@ def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, tr
             last += one
         target = scratch
         if need > uint64(CHUNK):  # one row, larger than the scratch space
+            if filled + need > uint64(out.size):
+                return FULL, np.int64(done)
             target, place[done] = out, filled
         for row in range(done, last):
             out_ends[row] = 0
@@ -141,7 +162,7 @@ def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, tr
                     if data[final] == 0:
                         return ZERO_END, np.int64(following)
                     lanes[lane] = uint64(starts[following]) << three
-                    lanes[lane + one] = (final << three) + _BIT_LENGTH[data[final]]
+                    lanes[lane + one] = (final << three) + bit_length(data[final])
                     lanes[lane + two], lanes[lane + three] = place[following], following
                     following += one
                 else:
@@ -150,6 +171,28 @@ def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, tr
                         lanes[lane + i] = lanes[used + i]
             if used == 0:
                 break
+            lane = zero
+            while triple and lane < used and lanes[lane] + most <= lanes[lane + one]:
+                lane += four
+            if lane == uint64(4 * LANES):
+                # Three tokens of each lane in turn, until the three longest codes may not fit in what is left of one.
+                b0, b1, b2, b3 = lanes[0], lanes[4], lanes[8], lanes[12]
+                f0, f1, f2, f3 = lanes[1] - most, lanes[5] - most, lanes[9] - most, lanes[13] - most
+                a0, a1, a2, a3 = lanes[2], lanes[6], lanes[10], lanes[14]
+                count = zero
+                while b0 <= f0 and b1 <= f1 and b2 <= f2 and b3 <= f3:
+                    n0, s0 = decode_three(data, slots, tokens, b0, target, a0 + count)
+                    n1, s1 = decode_three(data, slots, tokens, b1, target, a1 + count)
+                    n2, s2 = decode_three(data, slots, tokens, b2, target, a2 + count)
+                    n3, s3 = decode_three(data, slots, tokens, b3, target, a3 + count)
+                    if s0 | s1 | s2 | s3 < 0 or n0 == b0 or n1 == b1 or n2 == b2 or n3 == b3:
+                        break
+                    b0, b1, b2, b3 = n0, n1, n2, n3
+                    count += three
+                lanes[0], lanes[4], lanes[8], lanes[12] = b0, b1, b2, b3
+                lanes[2], lanes[6], lanes[10], lanes[14] = a0 + count, a1 + count, a2 + count, a3 + count
+                if b0 > f0 or b1 > f1 or b2 > f2 or b3 > f3:
+                    continue
             lane = zero
             # Without a branch or a call, until a lane needs care: two or three tokens of each lane in turn.
             while True:
@@ -212,6 +255,11 @@ def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, tr
                 target[at] = token
                 bit += uint64(ESCAPED_BITS)
             lanes[lane], lanes[lane + two] = bit, at + one
+        total = zero
+        for row in range(done, last):
+            total += uint64(out_ends[row])
+        if filled + total > uint64(out.size):
+            return FULL, np.int64(done)
         for row in range(done, last):
             size, begin = uint64(out_ends[row]), place[row]
             if need <= uint64(CHUNK):

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from tokzip_core.columns import Column, Int64s, UInt32s
+from tokzip_core.columns import Column, Int64s
 
 _DENSE = 1 << 22  # below this, counting in an array by id is faster than sorting
 
 
 class Order0:
-    """Sparse counts of ids: `ids` (uint32, rising) and `counts` (int64, positive). Adding commutes."""
+    """Sparse counts of ids: `ids` (uint32 or uint64, rising) and `counts` (int64, positive). Adding commutes."""
 
-    def __init__(self) -> None:
-        self.ids: UInt32s = np.empty(0, np.uint32)
+    def __init__(self, dtype: type[np.uint32] | type[np.uint64] = np.uint32) -> None:
+        self.ids: Any = np.empty(0, dtype)
         self.counts: Int64s = np.empty(0, np.int64)
 
     def add(self, column: Column) -> None:
-        tokens = column.tokens()
-        if tokens.size == 0:
-            return
-        if tokens.max() < _DENSE:
-            dense = np.bincount(tokens)
-            ids = np.flatnonzero(dense)
-            self._add(ids.astype(np.uint32), dense[ids].astype(np.int64))
-        else:
-            self._add(*np.unique(tokens, return_counts=True))
+        self.count(column.tokens())
+
+    def count(self, ids: Any) -> None:
+        """Count each of `ids`."""
+        large = ids >= _DENSE
+        if large.any():
+            self.add_counts(*np.unique(ids[large], return_counts=True))
+            ids = ids[~large]
+        if ids.size:
+            dense = np.bincount(ids)
+            seen = np.flatnonzero(dense)
+            self.add_counts(seen.astype(self.ids.dtype), dense[seen].astype(np.int64))
 
     def merge(self, other: Order0) -> None:
-        self._add(other.ids, other.counts)
+        self.add_counts(other.ids, other.counts)
 
-    def _add(self, ids: UInt32s, counts: Int64s) -> None:
+    def add_counts(self, ids: Any, counts: Int64s) -> None:
+        """Add `counts` (int64) to those of `ids` (rising)."""
         every, where = np.unique(np.concatenate((self.ids, ids)), return_inverse=True)
         sums = np.zeros(every.size, np.int64)
         sums[where[: self.ids.size]] += self.counts
