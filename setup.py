@@ -34,7 +34,7 @@ EXTRAS = {
     "gcp": ["apache-beam[gcp]>=2.77,<3", "gcsfs>=2024.6"],
     "redis": ["redis>=5.0"],
     "s3": ["s3fs>=2024.6"],
-    "bench": ["constriction>=0.4", "sentence-transformers>=5.0"],
+    "bench": ["constriction>=0.4", "matplotlib>=3.9", "sentence-transformers>=5.0"],
     "dev": [
         "build>=1.2",
         "datasets>=4.0",
