@@ -14,13 +14,13 @@ import pyarrow as pa
 import tokzip_core as tz
 from pipelines import job, options, reading, report, splits, storage
 from pipelines.embed_stage import EmbedStage, same_vocabulary
-from pipelines.inference.settings import read_settings
+from pipelines.inference import ModelError, check_model
 from pipelines.manifest import Manifest
 from pipelines.map_splits import MapSplits
 from pipelines.options import Invocation, Parser
 from pipelines.splits import Split
 from pipelines.storage import InputError
-from pipelines.tokenizing import Tokenizer
+from tokzip_core.cache import parse_cache_spec
 
 
 def parser(prog: str = "tokzip embed") -> Parser:
@@ -71,10 +71,22 @@ def default_cache(invocation: Invocation) -> str:
     return f"memory:256MB,disk:{os.path.join(home, 'tokzip')}:20GB"
 
 
-def check(args: Any, tokenizer: Tokenizer) -> None:
-    """Raise `ModelError` where the model's vocabulary is not the tokenizer's, without loading the model."""
-    own = read_settings(args.model, None, args.pooling, args.normalize, None, args.long_rows).vocabulary
-    same_vocabulary(args.model, own, tokenizer.vocabulary)
+def check(args: Any, vocabulary: str | None) -> None:
+    """Raise, before any work, where the model cannot be used as asked on tokens of this vocabulary (its digest)."""
+    parse_cache_spec(args.cache or "none")
+    own = check_model(
+        args.model,
+        pooling=args.pooling,
+        normalize=args.normalize,
+        max_length=args.max_length,
+        long_rows=args.long_rows,
+        batch_tokens=args.batch_tokens,
+    ).vocabulary
+    if own is None:
+        raise ModelError(
+            f"model {args.model}: has no tokenizer, which would say what special tokens a row is put between"
+        )
+    same_vocabulary(args.model, own, vocabulary)
 
 
 def run(invocation: Invocation) -> dict[str, Any]:
@@ -84,6 +96,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
     skip_bad = args.on_bad_shard == "skip"
     home = Manifest(output)
     codebook, vocabulary = _token_data_set(args.input)
+    check(args, vocabulary)
     stage = EmbedStage(
         model=args.model,
         codebook=home.place("codebook.tzc"),

@@ -68,7 +68,10 @@ def parse(parser: Parser, argv: list[str]) -> Invocation:
         near = difflib.get_close_matches(flag, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"unknown option or argument {flag}{hint}")
-    return Invocation(args, rest + unchecked)
+    invocation = Invocation(args, rest + unchecked)
+    if "workers" in args:
+        pipeline_options(invocation)  # what it refuses is refused before any work
+    return invocation
 
 
 def _beam_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
     args = vars(invocation.args)
     output = storage.absolute(args["output"])
     tokens, embeddings = storage.join(output, "tokens"), storage.join(output, "embeddings")
-    embed.check(invocation.args, Tokenizer(load_tokenizer(args["tokenizer"]), "huggingface"))
+    embed.check(invocation.args, Tokenizer(load_tokenizer(args["tokenizer"]), "huggingface").vocabulary)
 
     def stage(**changes: Any) -> Invocation:
         return Invocation(argparse.Namespace(**{**args, **changes}), invocation.beam)

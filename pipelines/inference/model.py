@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipelines.inference import identity, packed
 from pipelines.inference.rows import Rows, outside
-from pipelines.inference.settings import ModelError, Settings, read_settings
+from pipelines.inference.settings import ModelError, Settings, find, read_settings
 
 PRECISION = "fp32"
 # How far the packed path may be from the plain one, per element, for vectors of elements up to 1.
@@ -56,6 +57,25 @@ def load_model(
         raise ModelError(f"model {name}: its weights lack {missing[:3] or report['mismatched_keys']} …")
     settings = read_settings(name, packed.capacity(network), pooling, normalize, max_length, long_rows)
     return EmbeddingModel(network, settings, batch_tokens)
+
+
+def check_model(
+    name: str, *, pooling: str, normalize: str, max_length: int | None, long_rows: str, batch_tokens: int
+) -> Settings:
+    """The settings that `load_model` would take, from all that it reads but the weights. Raises ModelError."""
+    if batch_tokens < 1:
+        raise ModelError(f"batch_tokens {batch_tokens}: expected at least 1")
+    if find(name, "config.json") is None:
+        raise ModelError(f"model {name}: cannot be loaded: no config.json")
+    if Path(name).is_dir() and not any(Path(name, f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        raise ModelError(f"model {name}: cannot be loaded: no weights as safetensors (model.safetensors) in the folder")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with torch.device("meta"):  # shapes without memory
+            network = AutoModel.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"model {name}: cannot be loaded: {error}") from error
+    return read_settings(name, packed.capacity(network), pooling, normalize, max_length, long_rows)
 
 
 class EmbeddingModel:

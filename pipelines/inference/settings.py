@@ -97,7 +97,7 @@ def read_settings(
     if own is None:
         own = (_read(model, "tokenizer_config.json") or {}).get("model_max_length")
     limits = [int(n) for n in (own, capacity) if n is not None and n < 10**9]  # "no limit" is written as 1e30
-    length = max_length or min(limits, default=512)
+    length = min(limits, default=512) if max_length is None else max_length
     if capacity is not None and length > capacity:
         raise ModelError(f"model {model}: a length of {length} tokens, but it has positions for {capacity}")
     if length <= len(prefix) + len(suffix):

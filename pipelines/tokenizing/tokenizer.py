@@ -46,15 +46,20 @@ def _find(name: str) -> str:
             return storage.read_bytes(url).decode()
         except UnicodeDecodeError as e:
             raise InputError(f"{url}: not UTF-8: {e}") from e
-    if "://" in name or Path(name).is_absolute() or (Path(name).is_dir() and not any(Path(name).iterdir())):
+    is_folder = Path(name).is_dir()
+    if "://" in name or (Path(name).is_absolute() and not is_folder) or (is_folder and not any(Path(name).iterdir())):
         raise InputError(f"{name}: no tokenizer.json there")
     from transformers import AutoTokenizer  # a slow import, and only needed for the hub and for older folders
 
     try:
         fast = AutoTokenizer.from_pretrained(name)
-        return str(fast.backend_tokenizer.to_str())
+        text, size = str(fast.backend_tokenizer.to_str()), fast.backend_tokenizer.get_vocab_size()
     except Exception as e:
         raise InputError(f"{name}: no fast tokenizer in a folder or on the hub of that name: {e}") from e
+    # Where a model has no files of a tokenizer, transformers makes one up that knows special tokens only.
+    if size <= 2 * len(fast.all_special_ids):
+        raise InputError(f"{name}: no tokenizer.json and no vocabulary there")
+    return text
 
 
 class Tokenizer:
