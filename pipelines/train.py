@@ -19,7 +19,8 @@ from pipelines.storage import InputError
 class TrainCodebook(beam.PTransform):
     """A sample of splits to one codebook, saved in the data set; gives its id.
 
-    Only counts cross the shuffle, and merging them is commutative, so the codebook is the same on every runner.
+    Counts cross the shuffle (for the context codec, a bounded sample of rows too). Merging them is commutative, so the
+    codebook is the same on every runner.
     """
 
     def __init__(self, stage: CompressStage, codec: str, share: float, skip_bad: bool) -> None:

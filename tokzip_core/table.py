@@ -88,7 +88,10 @@ def _read_file(fs: Any, path: str, columns: list[str] | None, filters: Any) -> p
     import pyarrow.parquet as pq
 
     with fs.open(path, "rb") as file:
-        table = pq.read_table(file, columns=columns, filters=filters, page_checksum_verification=True)
+        # One thread: when Python ends, a thread of Arrow's pool that still holds our extension type aborts the process.
+        table = pq.read_table(
+            file, columns=columns, filters=filters, use_threads=False, page_checksum_verification=True
+        )
         file.seek(0)
         metadata = pq.read_metadata(file).metadata or {}
     for i, field in enumerate(table.schema):
