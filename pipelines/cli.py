@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "compress, then embed, into OUTPUT/tokens and OUTPUT/embeddings",
     "compress": "text shards to a token data set",
     "embed": "a token data set to an embedding data set",
+    "advise": "measure every codec on a sample of the input, and recommend one",
     "inspect": "what a file or data set of tokzip holds",
     "verify": "tokenize the input again and compare every row of a token data set",
 }

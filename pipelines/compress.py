@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 
 import tokzip_core as tz
-from pipelines import job, options, report, splits, storage
+from pipelines import advise, drift, job, options, report, splits, storage
 from pipelines.compress_stage import CompressStage
 from pipelines.manifest import DatasetMismatchError, Manifest
 from pipelines.map_splits import MapSplits
@@ -17,7 +17,8 @@ from pipelines.options import Invocation, Parser, UsageError
 from pipelines.splits import Split
 from pipelines.stage import ERROR, ROW
 from pipelines.tokenizing import ENGINES, Tokenizer, load_tokenizer
-from pipelines.train import TrainCodebook
+from pipelines.train import TrainCodebook, share_of
+from tokzip_core import checksum
 
 TRAIN_BYTES = 48_000_000
 
@@ -47,7 +48,14 @@ def add_arguments(p: Any) -> None:
         default="auto",
         help="default auto: a fast one where it is right",
     )
-    g.add_argument("--codec", choices=tz.codecs(), default="huffman", help="default huffman")
+    g.add_argument(
+        "--codec",
+        choices=[*tz.codecs(), "auto"],
+        default="huffman",
+        help="default huffman; auto measures all on a sample once, and keeps what it chose",
+    )
+    g.add_argument("--prefer", choices=tz.PREFERENCES, help="what --codec auto chooses by (default balanced)")
+    g.add_argument("--row-checksum", action="store_true", help="end every row in 2 bytes that find a flipped bit")
     g.add_argument("--codebook", help="path or URL of a trained codebook to use instead of training one")
     g.add_argument(
         "--train-bytes",
@@ -63,6 +71,13 @@ def add_arguments(p: Any) -> None:
         metavar="SIZE",
         help="text in a split (default 32MB)",
     )
+    g.add_argument(
+        "--drift-threshold",
+        type=options.percent,
+        default=0.03,
+        metavar="PERCENT",
+        help="say so where retraining would save more of the bytes of this run's rows (default 3%%)",
+    )
 
 
 def run(invocation: Invocation) -> dict[str, Any]:
@@ -73,7 +88,11 @@ def run(invocation: Invocation) -> dict[str, Any]:
     reserved = {"tokens", "n_tokens", ROW, ERROR} & set(args.carry)
     if reserved:
         raise UsageError(f"--carry {','.join(sorted(reserved))}: that name is taken by an output column")
-    stage = CompressStage(output, args.text_column, tuple(args.carry), args.tokenizer_engine, uuid.uuid4().hex)
+    if args.prefer and args.codec != "auto":
+        raise UsageError("--prefer is for --codec auto")
+    stage = CompressStage(
+        output, args.text_column, tuple(args.carry), args.tokenizer_engine, uuid.uuid4().hex, args.row_checksum
+    )
     planned = job.plan(args.input, output, stage.columns, args.split_bytes, skip_bad)
     tokenizer_json = load_tokenizer(args.tokenizer)
     given = tz.load_codebook(args.codebook) if args.codebook else None
@@ -83,25 +102,47 @@ def run(invocation: Invocation) -> dict[str, Any]:
         "text_column": args.text_column,
         "carry": ",".join(args.carry),
         "codec": given.codec if given else args.codec,
+        **({"row_checksum": checksum.NAME} if args.row_checksum else {}),
     }
     home = Manifest(output)
-    home.claim(settings, ["codebook.tzc", "training.json"])
+    why = advice = None
+    if settings["codec"] == "auto":
+        tokenizer = Tokenizer(tokenizer_json, args.tokenizer_engine)
+        settings["codec"], why, advice = advise.choose(
+            home,
+            settings,
+            args.prefer or "balanced",
+            lambda: advise.text_tokens(planned, tokenizer, args.text_column, skip_bad),
+        )
+    home.claim(settings, ["codebook.tzc", "training.json", "advice.json"])
+    if advice:
+        storage.publish_json(advice, output, home.place("advice.json"))
     storage.publish_bytes(tokenizer_json.encode(), output, home.place("tokenizer.json"))
     _place_codebook(home, given)
 
+    trained = not storage.exists(home.place("codebook.tzc"))
+
     def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
         ready = None
-        if not storage.exists(home.place("codebook.tzc")):
+        if trained:
             sample = splits.sample(planned, args.train_bytes)
-            share = args.train_bytes / max(1, sum(s.bytes for s in sample))
-            train = TrainCodebook(stage, args.codec, share, skip_bad)
+            train = TrainCodebook(stage, settings["codec"], share_of(sample, args.train_bytes), skip_bad)
             ready = pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> train
         return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> MapSplits(stage, output, skip_bad, ready)
 
     entries = job.run(invocation, output, planned, build)
     summary = _summary(home, report.summarize(home, planned, entries, started))
+    summary["codec"] = settings["codec"]
+    if why:
+        summary["codec_why"] = why
+    looked = {} if trained else drift.look(home, planned, entries, started, args.train_bytes, args.drift_threshold)
+    # A run without new rows tells of those of the last that had some.
+    if found := looked or report.read_json(home.place("summary.json")).get("drift"):
+        summary["drift"] = found
     summary["tokenizer_engine"] = report.notes(entries, "tokenizer_engine")
     report.publish(summary, home, "tokzip compress")
+    if notice := summary.get("drift", {}).get("notice"):
+        print(f"note: {notice}")
     return summary
 
 
@@ -110,6 +151,7 @@ def _summary(home: Manifest, summary: dict[str, Any]) -> dict[str, Any]:
     tokens, blob_bytes = summary.get("tokens", 0), summary.get("blob_bytes", 0)
     trained = report.read_json(home.place("training.json"))
     summary["bits_per_token"] = report.ratio(8 * blob_bytes, tokens)
+    summary["expected_bits_per_token"] = report.ratio(8 * summary.get("expected_blob_bytes", 0), tokens)
     summary["ratio_to_int64"] = report.ratio(8 * tokens, blob_bytes)
     summary["ratio_to_uint16"] = report.ratio(2 * tokens, blob_bytes)
     if trained:

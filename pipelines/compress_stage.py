@@ -15,6 +15,7 @@ from pipelines.manifest import Manifest
 from pipelines.stage import ERROR, ROW, Stage, Stats, Work, once
 from pipelines.storage import InputError
 from pipelines.tokenizing import Tokenizer
+from tokzip_core import checksum
 
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view())
 
@@ -28,6 +29,7 @@ class CompressStage(Stage):
     carry: tuple[str, ...]
     engine: str
     run_id: str  # a stage is opened anew for every run: the folder may have been emptied since the last
+    row_checksum: bool = False
 
     name = "compress"
 
@@ -64,8 +66,11 @@ class _Compress(Work):
     def __init__(self, stage: CompressStage) -> None:
         self.stage = stage
         self.tokenizer = stage.tokenizer()
-        self.codebook = tz.load_codebook(Manifest(stage.output).place("codebook.tzc"))
-        self.blob_type = tz.TokenBlobType(self.codebook.codec, self.codebook.version, self.codebook.id)
+        home = Manifest(stage.output)
+        self.codebook = tz.load_codebook(home.place("codebook.tzc"))
+        self.expected_bits = _expected_bits(home, self.codebook)
+        name = (self.codebook.codec, self.codebook.version, self.codebook.id)
+        self.blob_type = tz.TokenBlobType(*name, stage.row_checksum)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -73,6 +78,7 @@ class _Compress(Work):
             "tokenizer": self.tokenizer.fingerprint,
             "codebook": self.codebook.id,
             "codec": self.codebook.codec,
+            **({"row_checksum": checksum.NAME} if self.stage.row_checksum else {}),
         }
 
     @property
@@ -95,13 +101,25 @@ class _Compress(Work):
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
         for block, lists, errors in tokenized(blocks, self.tokenizer, self.stage.text_column, stats):
             with stats.time("encode"):
-                blobs = tz.encode(lists, self.codebook)
+                blobs = tz.encode(lists, self.codebook, self.stage.row_checksum)
                 counts = np.diff(lists.offsets.to_numpy()).astype(np.int32)
             stats.add("tokens", int(counts.sum()))
-            stats.add("blob_bytes", blob_bytes(blobs))
+            check, good = checksum.SIZE * self.stage.row_checksum, errors.null_count
+            stats.add("blob_bytes", blob_bytes(blobs) - check * (len(blobs) - good))  # a bad row is an empty one
+            stats.add("expected_blob_bytes", round(counts.sum() * self.expected_bits / 8) + check * good)
             columns = [*(block.column(c) for c in self.stage.carry), blobs, pa.array(counts)]
             schema = self.schema(block.schema).append(pa.field(ROW, pa.int64(), nullable=False))
             yield pa.record_batch([*columns, block.column(ROW), errors], schema.append(pa.field(ERROR, pa.string())))
+
+
+def _expected_bits(home: Manifest, codebook: tz.Codebook) -> float:
+    """Bits a token that rows like those trained on should take: measured, row ends and all, where the codebook was
+    trained for this data set; else what the codebook says of itself."""
+    try:
+        measured = storage.read_json(home.place("training.json")).get("held_out_bits")
+    except FileNotFoundError:
+        measured = None
+    return codebook.expected_bits if measured is None else float(measured)
 
 
 def blob_bytes(blobs: pa.ExtensionArray) -> int:

@@ -40,6 +40,17 @@ def size(text: str) -> int:
     return max(1, int(float(match[1]) * _UNITS[unit]))
 
 
+def percent(text: str) -> float:
+    """A fraction from "3" or "3%"; for argparse."""
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage; write it as 3")
+    return value / 100
+
+
 def names(text: str) -> list[str]:
     return list(dict.fromkeys(n for n in text.split(",") if n))
 

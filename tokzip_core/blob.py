@@ -1,14 +1,18 @@
-"""The blob column: its Arrow type, encode and decode. Imports columns, codebook, errors."""
+"""The blob column: its Arrow type, encode and decode. Imports columns, codebook, checksum, errors."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
+from tokzip_core.checksum import NAME, append_checksums, strip_checksums
 from tokzip_core.codebook import Codebook
-from tokzip_core.columns import arrays, blob_column, token_column, variable_array
+from tokzip_core.columns import Column, arrays, blob_column, token_column, variable_array
 from tokzip_core.errors import CorruptBlobError, TokzipError, UnknownCodebookError
 
 
@@ -17,17 +21,21 @@ class TokenBlobArray(pa.ExtensionArray):  # type: ignore[misc]
 
 
 class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
-    """Arrow extension type `tokzip.token_blob` over binary: one row, one blob. Registered when tokzip is imported."""
+    """Arrow extension type `tokzip.token_blob` over binary: one row, one blob. Registered when tokzip is imported.
 
-    def __init__(self, codec: str, version: int, codebook_id: str) -> None:
+    Equal types read alike: same codec and version, same codebook (by id), each blob ending in a checksum or not.
+    """
+
+    def __init__(self, codec: str, version: int, codebook_id: str, checksum: bool = False) -> None:
         self.codec = codec
         self.version = version
         self.codebook_id = codebook_id
+        self.checksum = checksum
         super().__init__(pa.binary(), "tokzip.token_blob")
 
     def __arrow_ext_serialize__(self) -> bytes:
         fields = {"codebook": self.codebook_id, "codec": self.codec, "version": self.version}
-        return json.dumps(fields, sort_keys=True).encode()
+        return json.dumps(fields | ({"checksum": NAME} if self.checksum else {}), sort_keys=True).encode()
 
     @classmethod
     def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> TokenBlobType:
@@ -36,53 +44,90 @@ class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
             codec, version, codebook = fields["codec"], fields["version"], fields["codebook"]
             if not (isinstance(codec, str) and isinstance(version, int) and isinstance(codebook, str)):
                 raise ValueError(f"fields of a wrong type: {fields}")
+            if fields.get("checksum", NAME) != NAME:
+                raise ValueError(f"a checksum {fields['checksum']!r}; this version of tokzip knows {NAME!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise TokzipError(f"the metadata of type tokzip.token_blob cannot be read: {error!r}") from error
         if storage_type != pa.binary():
             raise TokzipError(f"type tokzip.token_blob is stored as binary, found {storage_type}")
-        return cls(codec, version, codebook)
+        return cls(codec, version, codebook, "checksum" in fields)
 
     def __arrow_ext_class__(self) -> type[TokenBlobArray]:
         return TokenBlobArray
 
-    def __reduce__(self) -> tuple[Any, tuple[str, int, str]]:
-        return TokenBlobType, (self.codec, self.version, self.codebook_id)
+    def __reduce__(self) -> tuple[Any, tuple[str, int, str, bool]]:
+        return TokenBlobType, self._parts
+
+    # pyarrow's own would call columns of different codebooks equal, and put them together.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenBlobType) and self._parts == other._parts
+
+    def __ne__(self, other: object) -> bool:  # inherited, it would not ask __eq__
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[str, int, str, bool]:
+        return self.codec, self.version, self.codebook_id, self.checksum
 
 
 pa.register_extension_type(TokenBlobType("", 0, ""))
 
 
-def encode(tokens: Any, codebook: Codebook) -> TokenBlobArray:
+def encode(tokens: Any, codebook: Codebook, checksum: bool = False) -> TokenBlobArray:
     """Encode a column of integer lists, row by row; null rows stay null.
 
     tokens: `pa.ListArray`, `LargeListArray`, `FixedSizeListArray` of any integer type, or a ChunkedArray of one.
+    checksum: end each blob with 2 bytes that find a flipped bit, checked whenever it is decoded.
     Raises InvalidTokensError for null items, ids outside 0 … 2^31 - 1, and more than 2^31 - 1 bytes of blobs.
     """
-    kind = TokenBlobType(codebook.codec, codebook.version, codebook.id)
+    kind = TokenBlobType(codebook.codec, codebook.version, codebook.id, checksum)
     parts = []
     for array in arrays(tokens):
         column = token_column(array)
         data, ends = codebook._codec.encode(column, codebook._tables)
+        if checksum:
+            data, ends = append_checksums(data, ends, column.valid)
         parts.append(variable_array(pa.binary(), ends, data, column.valid))
     storage = parts[0] if len(parts) == 1 else pa.concat_arrays([pa.array([], pa.binary()), *parts])
     blobs: TokenBlobArray = pa.ExtensionArray.from_storage(kind, storage)
     return blobs
 
 
-def decode(blobs: pa.Array | pa.ChunkedArray, codebook: Codebook) -> pa.ListArray:
+def decode(blobs: pa.Array | pa.ChunkedArray, codebook: Codebook, checksum: bool = False) -> pa.ListArray:
     """The tokens of a column of blobs (`TokenBlobArray`, or its bare binary storage) as `list<int32>`.
 
+    checksum: of bare storage, whether each blob ends in a checksum; a `TokenBlobArray` says so itself.
     Safe for any bytes. Raises CorruptBlobError naming the row of a bad blob, UnknownCodebookError where the blobs
     name another codebook, InvalidTokensError where more than 2^31 - 1 tokens come out (pass fewer rows at a time).
     """
     if isinstance(blobs, pa.ChunkedArray):
         blobs = blobs.chunk(0) if blobs.num_chunks == 1 else blobs.combine_chunks()
+    column = blob_rows(blobs, codebook, checksum)
+    tokens, ends = codebook._codec.decode(column, codebook._tables)
+    return variable_array(pa.list_(pa.int32()), ends, tokens, column.valid)
+
+
+def blob_rows(blobs: pa.Array, codebook: Codebook, checksum: bool = False) -> Column:
+    """The bytes of each row's blob, its checksum verified and off; arguments and errors as those of `decode`."""
     if isinstance(blobs.type, TokenBlobType):
         if blobs.type.codebook_id != codebook.id:
             raise UnknownCodebookError(f"the blobs need codebook {blobs.type.codebook_id}, not {codebook.id}")
-        blobs = blobs.storage
+        blobs, checksum = blobs.storage, blobs.type.checksum
     elif not (pa.types.is_binary(blobs.type) or pa.types.is_large_binary(blobs.type)):
         raise CorruptBlobError(f"expected a column of token blobs, got {blobs.type}")
     column = blob_column(blobs)
-    tokens, ends = codebook._codec.decode(column, codebook._tables)
-    return variable_array(pa.list_(pa.int32()), ends, tokens, column.valid)
+    return strip_checksums(column) if checksum else column
+
+
+@contextmanager
+def naming(rows: Any, where: str = "") -> Iterator[None]:
+    """What decodes under this names a bad row by its number in `rows` (a range or an array), after `where`."""
+    try:
+        yield
+    except CorruptBlobError as error:
+        found = re.match(r"row (\d+)(.*)", str(error))
+        fault = f"row {rows[int(found[1])]}{found[2]}" if found else str(error)
+        raise CorruptBlobError(where + fault) from None

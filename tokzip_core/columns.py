@@ -29,13 +29,15 @@ MAX_BYTES = 2**31 - 1  # what the 32-bit offsets of pa.binary and pa.list_ can a
 class Column:
     """Rows of a flat array: row i is `values[starts[i]:ends[i]]`, null (and empty) where `valid[i]` is false.
 
-    values: uint32 tokens or uint8 blob bytes; starts, ends: int64, within `values`; valid: None if no row is null.
+    values: uint32 tokens or uint8 blob bytes; starts, ends: int64, within `values`; valid: None if no row is null;
+    highest: no value is larger.
     """
 
     values: Any
     starts: Int64s
     ends: Int64s
     valid: Bools | None
+    highest: int = MAX_ID
 
     def __len__(self) -> int:
         return self.starts.size
@@ -87,12 +89,13 @@ def token_column(array: pa.Array) -> Column:
         _refuse(np.asarray(items.is_null()), starts, ends, "has a null item")
         items = items.fill_null(0)
     values = items.to_numpy()
-    if values.size and int(values.min()) < 0:
+    highest = int(values.view(f"u{values.itemsize}").max(initial=0))  # of a negative one: over MAX_ID, if wide enough
+    if highest > MAX_ID or values.dtype in (np.int8, np.int16):
         _refuse(values < 0, starts, ends, "has a negative id")
-    if values.size and int(values.max()) > MAX_ID:
         _refuse(values > MAX_ID, starts, ends, f"has an id over {MAX_ID}")
+        highest = MAX_ID  # what lies under a null row may be anything
     tokens = values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32, copy=False)
-    return Column(read_only(tokens), starts, ends, valid)
+    return Column(read_only(tokens), starts, ends, valid, highest)
 
 
 def _refuse(bad: Bools, starts: Int64s, ends: Int64s, fault: str) -> None:

@@ -1,16 +1,19 @@
-"""Token blobs in Parquet: how to write them, and a reader that decodes. Imports blob, codebook, pyarrow, fsspec."""
+"""Token blobs in Parquet: how to write them, and a reader that decodes. Imports blob, codebook, fsspec."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import posixpath
+from collections.abc import Iterator
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
 
-from tokzip_core.blob import TokenBlobType, decode
+from tokzip_core.blob import TokenBlobType, blob_rows, decode, naming
 from tokzip_core.codebook import Codebook
+from tokzip_core.columns import Column
 from tokzip_core.errors import CorruptCodebookError, TokzipError, UnknownCodebookError
 
 KEY = "tokzip.codebook."
@@ -48,25 +51,50 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def read_table(source: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+def read_table(source: str | PathLike[str], columns: list[str] | None = None, filters: Any = None) -> pa.Table:
     """Read Parquet (a path or fsspec URL of a file, or of a folder of files) with every blob column decoded.
 
-    columns, filters: as `pyarrow.parquet.read_table` has them. Page checksums are verified. Raises
+    columns, filters: as `pyarrow.parquet.read_table` has them. Page and row checksums are verified. Raises
     UnknownCodebookError naming the codebook and the places looked at, CorruptBlobError, CorruptCodebookError.
     """
+    return pa.concat_tables([_read_file(fs, path, columns, filters) for fs, path in files_of(source)])
+
+
+def files_of(source: str | PathLike[str]) -> list[tuple[Any, str]]:
+    """The file at a path or fsspec URL, or the Parquet files of the folder there, each as (file system, path)."""
     import pyarrow.dataset as ds
     from fsspec.core import url_to_fs
 
     fs, path = url_to_fs(str(source))
     if not fs.isdir(path):
-        return _read_file(fs, path, columns, filters)
+        return [(fs, path)]
     files = ds.dataset(path, format="parquet", filesystem=fs).files
     if not files:
         raise FileNotFoundError(f"{source} has no Parquet file")
-    return pa.concat_tables([_read_file(fs, file, columns, filters) for file in files])
+    return [(fs, file) for file in files]
 
 
-def file_codebook(source: str, column: str = "tokens") -> Codebook:
+def blob_chunks(fs: Any, path: str, column: str) -> tuple[Codebook, Iterator[Column]]:
+    """The codebook of a file's blob column, and the rows of the column as they are read, checksums verified."""
+    import pyarrow.parquet as pq
+
+    with fs.open(path, "rb") as file:
+        codebook = _codebook_of(fs, path, pq.read_metadata(file), column)
+
+    def chunks() -> Iterator[Column]:
+        row = 0
+        with fs.open(path, "rb") as file:
+            source = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in source.iter_batches(columns=[column], use_threads=False):
+                with naming(range(row, row + len(batch)), f"{path}: "):
+                    rows = blob_rows(batch.column(0), codebook)
+                yield rows
+                row += len(batch)
+
+    return codebook, chunks()
+
+
+def file_codebook(source: str | PathLike[str], column: str = "tokens") -> Codebook:
     """The codebook that the blobs of a Parquet file (path or fsspec URL) need: from its metadata, or from beside it.
 
     Raises UnknownCodebookError where it is in none of those places, TokzipError where `column` is no blob column.
@@ -77,10 +105,14 @@ def file_codebook(source: str, column: str = "tokens") -> Codebook:
     fs, path = url_to_fs(str(source))
     with fs.open(path, "rb") as file:
         metadata = pq.read_metadata(file)
+    return _codebook_of(fs, path, metadata, column)
+
+
+def _codebook_of(fs: Any, path: str, metadata: Any, column: str) -> Codebook:
     schema = metadata.schema.to_arrow_schema()
     kind = schema.field(column).type if column in schema.names else None
     if not isinstance(kind, TokenBlobType):
-        raise TokzipError(f"{source}: column {column!r} is {kind or 'missing'}, expected token blobs")
+        raise TokzipError(f"{path}: column {column!r} is {kind or 'missing'}, expected token blobs")
     return _find(fs, path, metadata.metadata or {}, kind.codebook_id)
 
 
@@ -97,7 +129,11 @@ def _read_file(fs: Any, path: str, columns: list[str] | None, filters: Any) -> p
     for i, field in enumerate(table.schema):
         if isinstance(field.type, TokenBlobType):
             codebook = _find(fs, path, metadata, field.type.codebook_id)
-            decoded = [decode(chunk, codebook) for chunk in table.column(i).chunks]
+            decoded, row = [], 0
+            for chunk in table.column(i).chunks:
+                with naming(range(row, row + len(chunk)), f"{path}: "):
+                    decoded.append(decode(chunk, codebook))
+                row += len(chunk)
             kind = pa.list_(pa.int32())
             table = table.set_column(i, field.with_type(kind), pa.chunked_array(decoded, kind))
     return table

@@ -55,10 +55,11 @@ class Huffman(Codec):
 
         t = tables
 
+        below = column.highest < t.entries.size - 1
+
         def write(starts: Int64s, ends: Int64s, *out: Any) -> None:
-            encode_rows(
-                column.values, starts, ends, t.entries, t.ids, t.id_entries, np.uint64(t.escape), t.triple, *out
-            )
+            known = (t.entries, t.ids, t.id_entries, np.uint64(t.escape))
+            encode_rows(column.values, starts, ends, *known, t.triple, below, *out)
 
         return encode_pieces(column, 8, write)
 
@@ -66,9 +67,11 @@ class Huffman(Codec):
         from tokzip_core.kernels.prefix import decode_rows
 
         t = tables
+        load_of = (0,) * (3 if t.triple else 2)
 
         def read(data: Any, starts: Int64s, ends: Int64s, *out: Any) -> Any:
-            return decode_rows(data, starts, ends, t.slots, t.tokens, t.ids, t.id_entries, t.shortest, t.triple, *out)
+            known = (t.slot_lengths, t.slot_ranks, t.tokens, t.ids, t.id_entries)
+            return decode_rows(data, starts, ends, *known, t.shortest, load_of, *out)
 
         size = int((column.ends - column.starts).sum())
         return decode_pieces(column, int(9 * size / t.mean) + 1024, read, _FAULTS)

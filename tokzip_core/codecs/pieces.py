@@ -47,7 +47,7 @@ def encode_pieces(
     sizes = (column.ends - column.starts) * bytes_a_token + PADDING
     before = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
     ends = np.empty(n, np.int64)
-    row, size, out = 0, 0, Room(np.uint8, int(before[-1]) // 4)
+    row, size, out = 0, 0, Room(np.uint8, int(min(before[-1], before[-1] // 3 + _RUN * bytes_a_token)) + PADDING)
     while row < n:
         last = max(row + 1, int(np.searchsorted(before, before[row] + _RUN * bytes_a_token, "right")) - 1)
         room = size + int(before[last] - before[row]) + PADDING

@@ -91,8 +91,9 @@ def _shorten(histogram: Int64s, sums: Int64s) -> bool:
 class PrefixTables:
     """What the kernels (kernels/prefix.py) look codes up in; every array read-only."""
 
-    slots: UInt32s  # [256]: first rank << 5 | length by the low 8 bits; 0 = no code
-    tokens: Int32s  # by rank; negative for the escape and where there is no code
+    slot_lengths: UInt8s  # [256]: the length of the codes of a slot; 0 where there is none
+    slot_ranks: UInt32s  # [256]: the rank of the first of them
+    tokens: Int32s  # by rank; negative for the escape and where there is no code, as at the end
     ids: UInt32s  # rising
     id_entries: UInt32s  # code << 5 | length of each of `ids`
     entries: UInt32s  # the same by id, up to a bounded id; 0 where there is no code, and at the end
@@ -121,15 +122,18 @@ def build_tables(ids: UInt32s, lengths: UInt8s) -> PrefixTables:
     n_ranks = assign_codes(lengths, 0, slots, all_entries, ranks)
     if n_ranks < 0:
         raise CorruptCodebookError(f"the code lengths need more than {SLOTS} slots")
-    tokens = np.full(n_ranks, UNASSIGNED, np.int32)
+    slots[slots == 0] = n_ranks << 5
+    slot_lengths, slot_ranks = (slots & 31).astype(np.uint8), (slots >> 5).astype(np.uint32)
+    tokens = np.full(n_ranks + 1, UNASSIGNED, np.int32)
     tokens[ranks] = np.append(ids.astype(np.int32), np.int32(ESCAPE))
     id_entries = all_entries[:-1]
     dense = min(int(ids[-1]) + 1, (1 << 16) + 4 * ids.size) if ids.size else 0
     entries = np.zeros(dense + 1, np.uint32)
     below = int(np.searchsorted(ids, dense))
     entries[ids[:below]] = id_entries[:below]
-    for array in (slots, tokens, ids, id_entries, entries):
+    for array in (slot_lengths, slot_ranks, tokens, ids, id_entries, entries):
         array.flags.writeable = False
     shortest, mean = int(lengths.min()), float((lengths * 0.5**lengths).sum() / (0.5**lengths).sum())
     triple = bool(lengths.max() <= TRIPLE_LENGTH)
-    return PrefixTables(slots, tokens, ids, id_entries, entries, int(all_entries[-1]), shortest, mean, triple)
+    escape = int(all_entries[-1])
+    return PrefixTables(slot_lengths, slot_ranks, tokens, ids, id_entries, entries, escape, shortest, mean, triple)

@@ -14,3 +14,8 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba's "no locator available": neither the package nor the user's cache is writable
         return numba.njit(nogil=True)(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile `function` as a part of each kernel that calls it, however large that makes it."""
+    return numba.njit(nogil=True, forceinline=True)(function)

@@ -7,15 +7,15 @@ unsigned are slow. A lookup entry is `value << 5 | length`.
 from __future__ import annotations
 
 import numpy as np
-from numba import uint64
+from numba import int64, uint64
 
-from tokzip_core.coders.prefix import ESCAPE, TRIPLE_LENGTH, UNASSIGNED
-from tokzip_core.kernels import kernel
+from tokzip_core.coders.prefix import ESCAPE, UNASSIGNED
+from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
 from tokzip_core.kernels.words import load, store
 
-LANES = 4  # rows decoded side by side, so that one row's chain of lookups hides behind the others'
-CHUNK = 1 << 19  # room for the tokens of one turn of decoding, at worst: what is used of it stays in the L2 cache
+LANES = 3  # rows decoded side by side: one row's chain of lookups hides behind the others'; more want registers
+CHUNK = 1 << 20  # room for the tokens of one turn of decoding, at worst: most of what is used of it stays in a L2 cache
 ESCAPED_BITS = 31
 ROW_ROOM = 6  # tokens that may be written past a row's last: two turns of three, from a bad blob
 
@@ -41,12 +41,12 @@ def append(out, at, word, filled, bits, length):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, out, out_ends):  # type: ignore[no-untyped-def]
+def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, below, out, out_ends):  # type: ignore[no-untyped-def]
     """Write the blobs of rows `values[starts[i]:ends[i]]` into `out`, and each blob's end into `out_ends`.
 
     values: uint32; entries: uint32[d + 1], by id, zero at d and where an id has no code; ids, id_entries: every id
-    with its entry; escape: uint64 entry; triple: whether three codes fit in 57 bits. `out` (uint8) has room for
-    8 bytes a token and 16 more.
+    with its entry; escape: uint64 entry; triple: whether three codes fit in 57 bits; below: whether no value is over
+    d - 1. `out` (uint8) has room for 8 bytes a token and 16 more.
     """
     top, five, low = uint64(entries.size - 1), uint64(5), uint64(31)
     one, two, three = uint64(1), uint64(2), uint64(3)
@@ -54,19 +54,19 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
     for row in range(starts.size):
         begin, word, filled = at, uint64(0), uint64(0)
         i, end = uint64(starts[row]), uint64(ends[row])
+        stop = end - min(end, two)
         while i < end:
-            while triple and i + three <= end:
-                first, second, third = uint64(values[i]), uint64(values[i + one]), uint64(values[i + two])
-                if max(max(first, second), third) >= top:
+            while triple and i < stop:
+                first, second, third = values[i], values[i + one], values[i + two]
+                if not below and max(max(first, second), third) >= top:
                     break
                 a, b, c = uint64(entries[first]), uint64(entries[second]), uint64(entries[third])
                 if a == 0 or b == 0 or c == 0:
                     break
-                length = a & low
-                bits = a >> five | (b >> five) << length
-                length += b & low
-                bits |= (c >> five) << length
-                at, word, filled = append(out, at, word, filled, bits, length + (c & low))
+                to_b = a & low
+                to_c = to_b + (b & low)
+                bits = a >> five | (b >> five) << to_b | (c >> five) << to_c
+                at, word, filled = append(out, at, word, filled, bits, to_c + (c & low))
                 i += three
             if i == end:
                 break
@@ -86,186 +86,167 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
         out_ends[row] = at
 
 
-@kernel
-def decode_three(data, slots, tokens, bit, out, at):  # type: ignore[no-untyped-def]
-    """Decode three tokens at `bit` into `out[at : at + 3]`; return the bit after them, and their bits or-ed."""
-    one, five, eight, low, byte = uint64(1), uint64(5), uint64(8), uint64(31), uint64(255)
+@inline
+def symbol(word, lengths, ranks, tokens):  # type: ignore[no-untyped-def]
+    """The length of the code that `word` begins with, and its token; ESCAPE or UNASSIGNED where it is no token's."""
+    slot = word & uint64(255)
+    size = uint64(lengths[slot])
+    return size, tokens[uint64(ranks[slot]) + ((word & ((uint64(1) << size) - uint64(1))) >> uint64(8))]
+
+
+@inline
+def bits_at(data, bit, end):  # type: ignore[no-untyped-def]
+    """57 bits or more from `bit` on, zeros for those from `end` on."""
     word = load(data, bit >> uint64(3)) >> (bit & uint64(7))
-    entry = uint64(slots[word & byte])
-    first = entry & low
-    a = tokens[(entry >> five) + ((word & ((one << first) - one)) >> eight)]
-    word >>= first
-    entry = uint64(slots[word & byte])
-    second = entry & low
-    b = tokens[(entry >> five) + ((word & ((one << second) - one)) >> eight)]
-    word >>= second
-    entry = uint64(slots[word & byte])
-    third = entry & low
-    c = tokens[(entry >> five) + ((word & ((one << third) - one)) >> eight)]
+    return word & ((uint64(1) << min(end - bit, uint64(63))) - uint64(1))
+
+
+@inline
+def symbols(data, lengths, ranks, tokens, load_of, bit, end, out, at):  # type: ignore[no-untyped-def]
+    """Decode as many tokens as `load_of` has items to `out[at:]`, as if the row had no end.
+
+    Returns the bit after them, and a number under 0 where that is beyond `end` or one of them is no token.
+    """
+    word = load(data, bit >> uint64(3)) >> (bit & uint64(7))
+    size, a = symbol(word, lengths, ranks, tokens)
+    bit += size
+    word >>= size
+    size, b = symbol(word, lengths, ranks, tokens)
+    bit += size
     out[at] = a
-    out[at + one] = b
-    out[at + uint64(2)] = c
-    return bit + first + second + third, a | b | c
+    out[at + uint64(1)] = b
+    signs = a | b
+    if len(load_of) == 3:
+        size, c = symbol(word >> size, lengths, ranks, tokens)
+        bit += size
+        out[at + uint64(2)] = c
+        signs |= c
+    return bit, int64(end - bit) | int64(signs)
 
 
 @kernel
-def decode_rows(data, starts, ends, slots, tokens, ids, id_entries, shortest, triple, out, out_ends):  # type: ignore[no-untyped-def]
+def decode_rows(  # type: ignore[no-untyped-def]
+    data, starts, ends, lengths, ranks, tokens, ids, id_entries, shortest, load_of, out, out_ends
+):
     """Decode the blobs `data[starts[i]:ends[i]]` into `out` (int32), and each row's end in it into `out_ends`.
 
-    data: uint8, with 16 bytes after the last row; bounds as validated by the caller; slots: uint32[256], entries of
-    first ranks; tokens: int32, by rank, negative for ESCAPE and UNASSIGNED; shortest: the least code length. Returns
-    (fault, row of the fault); FULL where `out` may have no room for that row.
+    data: uint8, with 16 bytes after the last row; bounds as validated by the caller; lengths, ranks: uint8[256] and
+    uint32[256], of the codes of a slot, and the first rank; tokens: int32, by rank, negative for ESCAPE and
+    UNASSIGNED; shortest: the least code length; load_of: a tuple of as many items as there are codes to a load, 2 or
+    3: its type makes the number a constant. Returns (fault, row of the fault); FULL where `out` may have no room for
+    that row.
 
-    Rows are taken in turns of up to CHUNK tokens. In a turn, each of LANES lanes decodes a row of its own into
-    scratch space, at a place that follows from the blobs' sizes; then the rows are moved together into `out`.
+    Rows are taken in turns of up to CHUNK tokens. In a turn, LANES lanes each decode a run of rows of their own, side
+    by side, one after the other into a part of the scratch space; then the parts are moved together into `out`.
     """
-    zero, one, two, three, four = uint64(0), uint64(1), uint64(2), uint64(3), uint64(4)
-    five, seven, eight, low, byte = uint64(5), uint64(7), uint64(8), uint64(31), uint64(255)
-    most = uint64(3 * TRIPLE_LENGTH)
+    zero, one, three, step = uint64(0), uint64(1), uint64(3), uint64(len(load_of))
     rows = uint64(starts.size)
-    scratch = np.empty(CHUNK, np.int32)
-    place = np.empty(starts.size, np.uint64)
-    lanes = np.empty(4 * LANES, np.uint64)  # of each: the next bit, the bit where its row ends, place of output, row
+    most = zero
+    for row in range(rows):  # not from the size of `data`: rows may repeat
+        most += uint64(8) * uint64(ends[row] - starts[row]) // uint64(shortest) + uint64(ROW_ROOM)
+    scratch = np.empty(min(uint64(CHUNK), most), np.int32)
+    bits, stops, places = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+    begins, row_of, last_of = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
     done, filled = zero, zero
     while done < rows:
         last, need = done, zero
         while last < rows:
-            room = uint64(8 * (ends[last] - starts[last]) // shortest + ROW_ROOM)
+            room = uint64(8) * uint64(ends[last] - starts[last]) // uint64(shortest) + uint64(ROW_ROOM)
             if last > done and need + room > uint64(CHUNK):
                 break
-            place[last] = need
             need += room
             last += one
         target = scratch
         if need > uint64(CHUNK):  # one row, larger than the scratch space
             if filled + need > uint64(out.size):
                 return FULL, np.int64(done)
-            target, place[done] = out, filled
-        for row in range(done, last):
-            out_ends[row] = 0
-        for lane in range(0, 4 * LANES, 4):  # empty: at the end of no row
-            lanes[lane], lanes[lane + 1], lanes[lane + 3] = zero, zero, rows
-        used, following = uint64(4 * LANES), done
+            target = out[filled:]
+        row, part = done, zero
+        for lane in range(LANES):
+            begins[lane], places[lane] = part, part
+            bits[lane], stops[lane], row_of[lane] = zero, zero, row - one  # at the end of the row before its first
+            while row < last and part < need * uint64(lane + 1) // uint64(LANES):
+                part += uint64(8) * uint64(ends[row] - starts[row]) // uint64(shortest) + uint64(ROW_ROOM)
+                row += one
+            last_of[lane] = row
+        attention = -1  # a bit for each lane that needs some
         while True:
-            lane = zero
-            while lane < used:  # for each lane at the end of its row: note the length; take the next row or give up
-                if lanes[lane] < lanes[lane + one]:
-                    lane += four
-                    continue
-                row = lanes[lane + three]
-                if row < rows:
-                    out_ends[row] = lanes[lane + two] - place[row]
-                while following < last and starts[following] == ends[following]:
-                    following += one
-                if following < last:
-                    final = uint64(ends[following]) - one
-                    if data[final] == 0:
-                        return ZERO_END, np.int64(following)
-                    lanes[lane] = uint64(starts[following]) << three
-                    lanes[lane + one] = (final << three) + bit_length(data[final])
-                    lanes[lane + two], lanes[lane + three] = place[following], following
-                    following += one
-                else:
-                    used -= four
-                    for i in range(four):
-                        lanes[lane + i] = lanes[used + i]
-            if used == 0:
-                break
-            lane = zero
-            while triple and lane < used and lanes[lane] + most <= lanes[lane + one]:
-                lane += four
-            if lane == uint64(4 * LANES):
-                # Three tokens of each lane in turn, until the three longest codes may not fit in what is left of one.
-                b0, b1, b2, b3 = lanes[0], lanes[4], lanes[8], lanes[12]
-                f0, f1, f2, f3 = lanes[1] - most, lanes[5] - most, lanes[9] - most, lanes[13] - most
-                a0, a1, a2, a3 = lanes[2], lanes[6], lanes[10], lanes[14]
-                count = zero
-                while b0 <= f0 and b1 <= f1 and b2 <= f2 and b3 <= f3:
-                    n0, s0 = decode_three(data, slots, tokens, b0, target, a0 + count)
-                    n1, s1 = decode_three(data, slots, tokens, b1, target, a1 + count)
-                    n2, s2 = decode_three(data, slots, tokens, b2, target, a2 + count)
-                    n3, s3 = decode_three(data, slots, tokens, b3, target, a3 + count)
-                    if s0 | s1 | s2 | s3 < 0 or n0 == b0 or n1 == b1 or n2 == b2 or n3 == b3:
-                        break
-                    b0, b1, b2, b3 = n0, n1, n2, n3
-                    count += three
-                lanes[0], lanes[4], lanes[8], lanes[12] = b0, b1, b2, b3
-                lanes[2], lanes[6], lanes[10], lanes[14] = a0 + count, a1 + count, a2 + count, a3 + count
-                if b0 > f0 or b1 > f1 or b2 > f2 or b3 > f3:
-                    continue
-            lane = zero
-            # Without a branch or a call, until a lane needs care: two or three tokens of each lane in turn.
-            while True:
-                bit, left = lanes[lane], lanes[lane + one] - lanes[lane]
-                at = lanes[lane + two]
-                word = load(data, bit >> three) >> (bit & seven)
-                if left < uint64(64):
-                    word &= (one << left) - one
-                entry = uint64(slots[word & byte])
-                size = entry & low
-                a = tokens[(entry >> five) + ((word & ((one << size) - one)) >> eight)]
-                word >>= size
-                entry = uint64(slots[word & byte])
-                second = entry & low
-                b = tokens[(entry >> five) + ((word & ((one << second) - one)) >> eight)]
-                target[at] = a
-                target[at + one] = b
-                signs = a | b
-                count = one + uint64(size < left)
-                size += second
-                if triple:
-                    word >>= second
-                    entry = uint64(slots[word & byte])
-                    third = entry & low
-                    c = tokens[(entry >> five) + ((word & ((one << third) - one)) >> eight)]
-                    target[at + two] = c
-                    signs |= c
-                    count += uint64(size < left)
-                    size += third
-                if signs < 0:
-                    break
-                lanes[lane] = bit + size
-                lanes[lane + two] = at + count
-                if size - one >= left - one:  # at the end of the row, or, as 0 - 1 is large, no code here
-                    break
-                lane += four
-                if lane >= used:
-                    lane = zero
-            if signs >= 0:
-                if size == 0:
-                    return NO_CODE, np.int64(lanes[lane + three])
-                continue
-            # Rare: an escape or an unassigned rank is near; take one token.
-            row, end = lanes[lane + three], bit + left
-            word = load(data, bit >> three) >> (bit & seven)
-            if left < uint64(64):
-                word &= (one << left) - one
-            bit += uint64(slots[word & byte]) & low
-            if a == UNASSIGNED or uint64(slots[word & byte]) == 0:
-                return NO_CODE, np.int64(row)
-            if a == ESCAPE:
-                word = zero
+            running, runner = 0, 0
+            for lane in range(LANES):
+                bit, end, at, row = bits[lane], stops[lane], places[lane], row_of[lane]
+                if attention >> lane & 1 and row != last_of[lane]:
+                    while bit < end:  # near the row's end, or near what is no token: one token at a time
+                        size, token = symbol(bits_at(data, bit, end), lengths, ranks, tokens)
+                        bit += size
+                        if token == UNASSIGNED:
+                            return NO_CODE, np.int64(row)
+                        if token == ESCAPE:
+                            token = np.int32(bits_at(data, bit, max(bit, end)) & uint64(0x7FFFFFFF))
+                            bit += uint64(ESCAPED_BITS)
+                            if entry_of(np.uint32(token), ids, id_entries) != 0:
+                                return KNOWN_ESCAPED, np.int64(row)
+                        target[at] = token
+                        at += one
+                        if bit + uint64(64) < end:
+                            break
+                    if bit >= end:
+                        if stops[lane] != zero:
+                            out_ends[row] = at
+                        row += one
+                        while row < last_of[lane] and starts[row] == ends[row]:
+                            out_ends[row] = at
+                            row += one
+                        bit = end = zero
+                        if row < last_of[lane]:
+                            final = uint64(ends[row]) - one
+                            if data[final] == 0:
+                                return ZERO_END, np.int64(row)
+                            bit, end = uint64(starts[row]) << three, (final << three) + bit_length(data[final])
+                    bits[lane], stops[lane], places[lane], row_of[lane] = bit, end, at, row
                 if bit < end:
-                    word = load(data, bit >> three) >> (bit & seven)
-                    if end - bit < uint64(ESCAPED_BITS):
-                        word &= (one << (end - bit)) - one
-                token = np.uint32(word & uint64(0x7FFFFFFF))
-                if entry_of(token, ids, id_entries) != 0:
-                    return KNOWN_ESCAPED, np.int64(row)
-                target[at] = token
-                bit += uint64(ESCAPED_BITS)
-            lanes[lane], lanes[lane + two] = bit, at + one
+                    running, runner = running + 1, lane
+            if running == 0:
+                break
+            if running < LANES:
+                b0, p0 = bits[runner], places[runner]
+                while True:
+                    n0, s0 = symbols(data, lengths, ranks, tokens, load_of, b0, stops[runner], target, p0)
+                    if s0 < 0:
+                        break
+                    b0 = n0
+                    p0 += step
+                bits[runner], places[runner] = b0, p0
+                attention = 1 << runner
+                continue
+            b0, b1, b2 = bits[0], bits[1], bits[2]
+            e0, e1, e2 = stops[0], stops[1], stops[2]
+            p0, p1, p2 = places[0], places[1], places[2]
+            while True:
+                n0, s0 = symbols(data, lengths, ranks, tokens, load_of, b0, e0, target, p0)
+                n1, s1 = symbols(data, lengths, ranks, tokens, load_of, b1, e1, target, p1)
+                n2, s2 = symbols(data, lengths, ranks, tokens, load_of, b2, e2, target, p2)
+                if s0 | s1 | s2 < 0:
+                    break
+                b0, b1, b2 = n0, n1, n2
+                p0 += step
+                p1 += step
+                p2 += step
+            bits[0], bits[1], bits[2] = b0, b1, b2
+            places[0], places[1], places[2] = p0, p1, p2
+            attention = int64(s0 < 0) | int64(s1 < 0) << 1 | int64(s2 < 0) << 2
         total = zero
-        for row in range(done, last):
-            total += uint64(out_ends[row])
+        for lane in range(LANES):
+            total += places[lane] - begins[lane]
         if filled + total > uint64(out.size):
             return FULL, np.int64(done)
-        for row in range(done, last):
-            size, begin = uint64(out_ends[row]), place[row]
-            if need <= uint64(CHUNK):
-                for i in range(size):
-                    out[filled + i] = scratch[begin + i]
+        row = done
+        for lane in range(LANES):
+            begin, size = begins[lane], places[lane] - begins[lane]
+            for i in range(size):  # numba makes faster code of this than of slices
+                out[filled + i] = target[begin + i]
+            while row < last_of[lane]:
+                out_ends[row] += filled - begin
+                row += one
             filled += size
-            out_ends[row] = filled
         done = last
     return OK, np.int64(0)
