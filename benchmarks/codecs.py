@@ -14,7 +14,7 @@ import json
 import lzma
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tokzip_core as tz
+from benchmarks import codec_facts
+from benchmarks.codec_facts import blob_bytes
 from pipelines import demo
 from pipelines.tokenizing import Tokenizer, load_tokenizer
 
@@ -95,7 +97,7 @@ def file(column: pa.ListArray, codebook: tz.Codebook) -> Subject:
     stored = write()
 
     def read() -> pa.ListArray:
-        source = pq.ParquetFile(io.BytesIO(stored), page_checksum_verification=True)
+        source = pq.ParquetFile(pa.BufferReader(stored), page_checksum_verification=True)
         return tz.decode(source.read(use_threads=False)["tokens"], codebook)
 
     assert read().equals(column)
@@ -126,11 +128,6 @@ def constriction_huffman(column: pa.ListArray) -> Subject:
             decoder.decode_symbol(decoder_code)
 
     return Subject("constriction Huffman", -(-int(bits) * len(ids) // (8 * len(some))), write, read)
-
-
-def blob_bytes(blobs: tz.TokenBlobArray) -> int:
-    offsets = np.frombuffer(blobs.storage.buffers()[1], np.int32)
-    return int(offsets[len(blobs)] - offsets[0])
 
 
 def codec(name: str, columns: list[pa.ListArray]) -> tuple[Subject, dict[str, Any], tz.Codebook]:
@@ -180,6 +177,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def more_facts(columns: list[pa.ListArray], codebooks: dict[str, tz.Codebook], rounds: int) -> Iterator[dict[str, Any]]:
+    whole = pa.concat_arrays(columns)
+    tokens = len(whole.flatten())
+    for subject in (file(whole, tz.train(whole)), ipc(whole), parquet(whole, "Parquet zstd-3", "zstd", 3)):
+        yield {"fact": f"one file of all rows, {subject.name}: bits a token", "value": 8 * subject.size / tokens}
+    context = ("huffman", "huffman-o1", "arithmetic", "context")
+    some = {name: codebooks[name] for name in context}
+    yield from codec_facts.padded_rows(columns)
+    yield from codec_facts.single_rows(columns[-1], some)
+    yield from codec_facts.two_threads(columns[-1], some, rounds)
+    yield from codec_facts.starts(tz.codecs())
+    yield from codec_facts.vocabularies(columns, context)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=__doc__)
     parser.add_argument("input", type=Path)
@@ -193,12 +204,12 @@ def main() -> None:
     counts = np.bincount(np.concatenate([c.flatten().to_numpy() for c in columns]))
     shares = counts[counts > 0] / counts.sum()
     print(f"{counts.sum():,} tokens; order-0 entropy {-(shares * np.log2(shares)).sum():.4f}; last shard {n:,} tokens")
-    subjects, facts = [parquet(last, "Parquet zstd-3", "zstd", 3)], {}
+    subjects, facts, codebooks = [parquet(last, "Parquet zstd-3", "zstd", 3)], {}, {}
     for name in tz.codecs():
-        subject, facts[name], codebook = codec(name, columns)
+        subject, facts[name], codebooks[name] = codec(name, columns)
         subjects.append(subject)
         if name == "huffman":
-            subjects.append(file(last, codebook))
+            subjects.append(file(last, codebooks[name]))
     subjects += [
         parquet(last, "Parquet snappy", "snappy", None),
         parquet(last, "Parquet zstd-19", "zstd", 19),
@@ -227,8 +238,12 @@ def main() -> None:
         cells += [(row.get("train_seconds"), 8, ".2f"), (row.get("encode_ratio"), 9, ".2f")]
         cells += [(row.get("decode_ratio"), 9, ".2f"), (row.get("decode_M_tokens_s"), 8, ".1f")]
         print(f"{row['name']:24}" + "".join(f"{v:{w}{f}}" if v is not None else " " * w for v, w, f in cells))
+    facts_seen = []
+    for fact in more_facts(columns, codebooks, args.rounds):
+        facts_seen.append(fact)
+        print(f"{fact['fact']} {fact['value']:,.3f}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "codecs.json").write_text(json.dumps(rows, indent=1))
+    (args.out / "codecs.json").write_text(json.dumps({"codecs": rows, "facts": facts_seen}, indent=1))
     plot(rows, args.out / "codecs.png")
     print(f"written: {args.out / 'codecs.json'}, {args.out / 'codecs.png'}")
 

@@ -121,6 +121,29 @@ def test_arithmetic_faults(blob: bytes, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("blob", "fault"),
+    [
+        (b"\x01\x00", "its last byte is zero"),
+        (b"\x04", "a code that the codebook does not assign"),  # slot 32
+        (b"\x00\x01", "a code that the codebook does not assign"),  # slot 0, and something after it
+        (b"\x02", "it ends in an escape"),  # of the cluster
+        (b"\x02\x01", "a code that the codebook does not assign"),
+        (b"\x0a", "an escaped id that is known"),  # the cluster's escape, the shared one, and 0
+    ],
+)
+def test_clustered_context_faults(blob: bytes, fault: str) -> None:
+    """Ids 0 and 1, shared codes 11, 10 and 01 (escape); one cluster, all lead to it, that codes 0 as 1, escape 01."""
+    sound = struct.pack("<IIIH", 2, 1, 2, 1) + bytes([0, 0, 2, 2, 2, 1, 2]) + bytes(6) + struct.pack("<I", 1) + bytes(1)
+    book = tz.Codebook.from_bytes(wrap(sound, codec=b"huffman-o1"))
+    tokens = pa.array([[0], [1, 0], [5]], LISTS)
+    blobs = pa.array([b"\x01", b"\x16", b"\x5a"])
+    assert tz.encode(tokens, book).storage.equals(blobs)
+    assert tz.decode(blobs, book).equals(tokens)
+    with pytest.raises(tz.CorruptBlobError, match=f"row 1 .*{fault}"):
+        tz.decode(pa.array([b"\x01", blob]), book)
+
+
+@pytest.mark.parametrize(
     ("data", "codec", "fault"),
     [
         (b"", b"raw", "a width of no bytes"),
@@ -140,7 +163,9 @@ def test_arithmetic_faults(blob: bytes, fault: str) -> None:
         (struct.pack("<IIIH", 0, 0, 0, 0) + bytes([1, 1, 0]), b"huffman-o1", "a context of 1, of 0"),
         (struct.pack("<IIIH", 0, 0, 0, 1) + bytes([1, 17, 0, 0] + [0] * 4), b"huffman-o1", "code of 17 to 17 bits"),
         (struct.pack("<IIIH", 0, 0, 0, 1) + bytes([1, 1, 0, 0, 1, 0, 0, 0]), b"huffman-o1", "clusters of 1 cells"),
-        (struct.pack("<IIIH", 0, 0, 0, 2000), b"huffman-o1", "2000 clusters"),
+        (struct.pack("<IIIH", 0, 0, 0, 1022), b"huffman-o1", "1022 clusters"),
+        (struct.pack("<IIIH", 1 << 20, 0, 0, 0) + bytes(1 << 23), b"huffman-o1", "1048576 ids"),
+        (struct.pack("<IIIH", 1 << 17, 0, 0, 1000) + bytes(1 << 20), b"huffman-o1", "131072 ids, 0 cells and 1000"),
     ],
 )
 def test_bodies_that_are_refused(data: bytes, codec: bytes, fault: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 import tokzip_core as tz
 
 LISTS = pa.list_(pa.int32())
+MUTATIONS = int(os.environ.get("TOKZIP_MUTATIONS", "20000"))  # a codec; more for a longer run by hand
 EXPANSION = 1 << 16  # tokens that one byte of a blob may stand for at most
 IDS = st.one_of(st.integers(0, 3), st.integers(0, 300), st.integers(0, 2**31 - 1), st.just(2**31 - 1))
 RUNS = st.tuples(IDS, st.integers(1, 600)).map(lambda run: [run[0]] * run[1])
@@ -171,14 +173,14 @@ def test_threads_share_a_codebook(codec: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sample", TRAINED_ON)
 def test_mutated_blobs(codec: str, sample: str) -> None:
-    """20,000 mutations a codec: each is refused, or decodes to bounded tokens that encode and decode again."""
+    """MUTATIONS a codec: each is refused, or decodes to bounded tokens that encode and decode again."""
     codebook = tz.train(TRAINED_ON[sample], codec)
     rng = np.random.default_rng(7)
     tokens = pa.concat_arrays([text(8, 2_000), padded(9).slice(0, 40), COLUMNS["the largest ids"], COLUMNS["one id"]])
     blobs = tz.encode(tokens, codebook).storage.to_pylist()
     blobs = [blob for blob in blobs if len(blob) < 1_000]
     refused = 0
-    for blob in mutations(blobs, rng, 20_000 // len(TRAINED_ON)):
+    for blob in mutations(blobs, rng, MUTATIONS // len(TRAINED_ON)):
         try:
             decoded = tz.decode(pa.array([blob], pa.binary()), codebook)
         except tz.CorruptBlobError as error:

@@ -4,9 +4,11 @@ Range coding (Martin 1979) on 64 bits: `range` stays at or above 2^48, bytes mov
 into the bytes already written. A reader takes what lies after the end for zeros.
 
 A coder's state is a uint64[4]: low (of a writer) or code (of a reader), range, bytes written or read, end of the bytes.
-A **list** is a row of `heads` (uint32[., 4]): floor(2^32 / total weight), the weight before the escape, the first
-class, the list to go on with after an escape. A class is a row of `classes` (uint32[., 2]): the weight up to its end,
-the number of its first entry << 5 | q. Each entry of a class weighs 2^q.
+A **list** is a record of 32-bit words that begins at a multiple of UNIT words and is named by that multiple, its
+**place**: floor(2^32 / total weight); the weight of its entries << 5 | how many classes; the place of the list to go on
+with after an escape, or NONE; the weight before the escape, which is more than that of the entries where there are
+recent tokens to choose from; for each class, the weight up to its end << 5 | q; then the symbols, by class. Each entry
+of a class weighs 2^q. All that a look-up needs lies together, since a line of memory costs more than its words.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from tokzip_core.kernels import kernel
 
 NONE = np.uint32(0xFFFFFFFF)  # no list, no entry
 FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
+UNIT = 4  # words
+HEAD = 4  # words of a list before its classes
 
 
 @kernel
@@ -181,89 +185,113 @@ def get_number(state, data, numbers, context):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def get_entry(state, data, heads, classes, at):  # type: ignore[no-untyped-def]
-    """The number of the entry that comes next in list `at`, or NONE for its escape."""
-    unit = (state[1] >> uint64(32)) * uint64(heads[at, 0])
-    code = state[0]
-    weight = code // unit
-    if weight >= uint64(heads[at, 1]):
-        begin = unit * uint64(heads[at, 1])
+def get_symbol(state, data, lists, place):  # type: ignore[no-untyped-def]
+    """The next symbol by the list at `place` and those it goes on with; NONE after all, and for a recent token."""
+    while place != NONE:
+        at = uint64(place) * uint64(UNIT)
+        unit = (state[1] >> uint64(32)) * uint64(lists[at])
+        held, code = uint64(lists[at + uint64(1)]), state[0]
+        weight = code // unit
+        if weight < held >> uint64(5):
+            begin, k, i = uint64(0), at + uint64(HEAD), uint64(0)
+            while weight >= uint64(lists[k]) >> uint64(5):
+                i += ((uint64(lists[k]) >> uint64(5)) - begin) >> (uint64(lists[k]) & uint64(31))
+                begin = uint64(lists[k]) >> uint64(5)
+                k += uint64(1)
+            q = uint64(lists[k]) & uint64(31)
+            among = (weight - begin) >> q
+            narrow(state, data, code - (begin + (among << q)) * unit, unit << q)
+            return lists[at + uint64(HEAD) + (held & uint64(31)) + i + among]
+        begin = unit * uint64(lists[at + uint64(3)])
+        if code < begin:
+            return NONE
         narrow(state, data, code - begin, state[1] - begin)
-        return NONE
-    begin, k = uint64(0), uint64(heads[at, 2])
-    while weight >= uint64(classes[k, 0]):
-        begin = uint64(classes[k, 0])
-        k += uint64(1)
-    q = uint64(classes[k, 1]) & uint64(31)
-    i = (weight - begin) >> q
-    narrow(state, data, code - (begin + (i << q)) * unit, unit << q)
-    return np.uint32((uint64(classes[k, 1]) >> uint64(5)) + i)
+        place = lists[at + uint64(2)]
+    return NONE
 
 
 @kernel
-def get_symbol(state, data, heads, classes, symbols, at):  # type: ignore[no-untyped-def]
-    """The next symbol by list `at` and those it goes on with; NONE after the escape of the last."""
-    while at != NONE:
-        entry = get_entry(state, data, heads, classes, at)
-        if entry != NONE:
-            return symbols[entry]
-        at = heads[at, 3]
-    return NONE
+def list_places(lists, places, begins):  # type: ignore[no-untyped-def]
+    """How many lists lie one after the other in `lists`; of each its place and its first entry, and, last, the end."""
+    at, n = uint64(0), 0
+    begins[0] = 0
+    while at < uint64(lists.size):
+        places[n] = at // uint64(UNIT)
+        size, before = uint64(0), uint64(0)
+        n_classes = uint64(lists[at + uint64(1)]) & uint64(31)
+        for k in range(at + uint64(HEAD), at + uint64(HEAD) + n_classes):
+            held = uint64(lists[k]) >> uint64(5)
+            size += (held - before) >> (uint64(lists[k]) & uint64(31))
+            before = held
+        n += 1
+        begins[n] = begins[n - 1] + np.int64(size)
+        at += (uint64(HEAD) + n_classes + size + uint64(UNIT - 1)) // uint64(UNIT) * uint64(UNIT)
+    return n
+
+
+@kernel
+def hashed(high, low):  # type: ignore[no-untyped-def]
+    """(Key, where to look for it first, to be masked); high is under 2^22, low under 2^20 - 1."""
+    key = (uint64(high) << uint64(20)) | (uint64(low) + uint64(1))
+    return key, (key * uint64(0x9E3779B97F4A7C15)) >> uint64(32)
 
 
 @kernel
 def find(table, high, low):  # type: ignore[no-untyped-def]
-    """The value of key (`high`, `low`) in an open hash table, or NONE; both parts are under 2^21, the value under 2^22.
+    """The value, under 2^22, of key (`high`, `low`) in an open hash table, or NONE.
 
-    table: uint64, a power of two of them, `(high << 21 | low + 1) << 22 | value` or 0 where free.
+    table: uint64, a power of two of them, `(high << 20 | low + 1) << 22 | value` or 0 where free.
     """
-    key = (uint64(high) << uint64(21)) | (uint64(low) + uint64(1))
+    key, slot = hashed(high, low)
     mask = uint64(table.size - 1)
-    slot = hashed(key) & mask
-    while table[slot] != 0:
-        if table[slot] >> uint64(22) == key:
-            return np.uint32(table[slot] & uint64(0x3FFFFF))
+    slot &= mask
+    while table[slot] != 0 and table[slot] >> uint64(22) != key:
         slot = (slot + uint64(1)) & mask
-    return NONE
-
-
-@kernel
-def hashed(key):  # type: ignore[no-untyped-def]
-    return (key * uint64(0x9E3779B97F4A7C15)) >> uint64(32)
+    return np.uint32(table[slot] & uint64(0x3FFFFF)) if table[slot] else NONE
 
 
 @kernel
 def fill_table(highs, lows, values, table):  # type: ignore[no-untyped-def]
-    """Put every key into `table`, which is zeros; of equal keys the last holds. Returns how many keys were equal."""
-    mask, equal = uint64(table.size - 1), 0
+    """Put every key into `table`, which is zeros; of equal keys the last holds."""
+    mask = uint64(table.size - 1)
     for i in range(highs.size):
-        key = (uint64(highs[i]) << uint64(21)) | (uint64(lows[i]) + uint64(1))
-        slot = hashed(key) & mask
+        key, slot = hashed(highs[i], lows[i])
+        slot &= mask
         while table[slot] != 0 and table[slot] >> uint64(22) != key:
             slot = (slot + uint64(1)) & mask
-        equal += table[slot] != 0
         table[slot] = (key << uint64(22)) | uint64(values[i])
-    return equal
 
 
 @kernel
-def put_entry(state, out, heads, weights, at, entry):  # type: ignore[no-untyped-def]
-    """Entry number `entry` of list `at`, or NONE for its escape; `weights` by entry: the weight before it << 5 | q."""
-    unit = (state[1] >> uint64(32)) * uint64(heads[at, 0])
-    if entry == NONE:
-        begin = unit * uint64(heads[at, 1])
-        put(state, out, begin, state[1] - begin)
-    else:
-        weight = uint64(weights[entry])
-        put(state, out, unit * (weight >> uint64(5)), unit << (weight & uint64(31)))
+def put_entry(state, out, lists, place, weight):  # type: ignore[no-untyped-def]
+    """An entry of the list at `place`; weight: the weight before the entry << 5 | q."""
+    unit = (state[1] >> uint64(32)) * uint64(lists[uint64(place) * uint64(UNIT)])
+    put(state, out, unit * (uint64(weight) >> uint64(5)), unit << (uint64(weight) & uint64(31)))
 
 
 @kernel
-def put_symbol(state, out, heads, weights, table, at, symbol):  # type: ignore[no-untyped-def]
-    """A symbol by list `at` and those it goes on with; a symbol in none of them ends with the last one's escape."""
-    while at != NONE:
-        entry = find(table, at, symbol)
-        put_entry(state, out, heads, weights, at, entry)
+def put_escape(state, out, lists, place):  # type: ignore[no-untyped-def]
+    at = uint64(place) * uint64(UNIT)
+    begin = (state[1] >> uint64(32)) * uint64(lists[at]) * uint64(lists[at + uint64(3)])
+    put(state, out, begin, state[1] - begin)
+
+
+@kernel
+def put_recent(state, out, lists, place):  # type: ignore[no-untyped-def]
+    """That a recent token follows."""
+    at = uint64(place) * uint64(UNIT)
+    unit = (state[1] >> uint64(32)) * uint64(lists[at])
+    held = uint64(lists[at + uint64(1)]) >> uint64(5)
+    put(state, out, unit * held, unit * (uint64(lists[at + uint64(3)]) - held))
+
+
+@kernel
+def put_symbol(state, out, lists, weights, table, place, symbol):  # type: ignore[no-untyped-def]
+    """A symbol by the list at `place` and those it goes on with; after the last one's escape if it is in none."""
+    while place != NONE:
+        entry = find(table, place, symbol)
         if entry != NONE:
+            put_entry(state, out, lists, place, weights[entry])
             return
-        at = heads[at, 3]
+        put_escape(state, out, lists, place)
+        place = lists[uint64(place) * uint64(UNIT) + uint64(2)]

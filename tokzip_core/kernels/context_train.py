@@ -9,7 +9,7 @@ import numpy as np
 from numba import uint64
 
 from tokzip_core.kernels import kernel
-from tokzip_core.kernels.context import COMMON, LONGEST, ONE, TWO, WINDOW, flag_context, match
+from tokzip_core.kernels.context import COMMON, LONGEST, ONE, TWO, WINDOW, flag_context, match, recent_list
 from tokzip_core.kernels.context_coder import NONE, find
 
 
@@ -26,69 +26,63 @@ def row_digests(values, starts, ends, digests):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def count_matches(stream, frequency, held, counts):  # type: ignore[no-untyped-def]
-    """Mark in `held` (bool) the tokens that a match foretells; count in `counts` (int64[flags, 2]) misses and hits."""
-    by_two, by_one = np.full(TWO, -1, np.int32), np.full(ONE, -1, np.int32)
-    row, found, length, history, p1 = 0, -1, 0, 0, 0
-    for i in range(stream.size):
+def count_matches(stream, rarity, held, counts):  # type: ignore[no-untyped-def]
+    """Mark in `held` (bool) the tokens that a match foretells; count in `counts` (int64[flags, 2]) misses and hits.
+
+    rarity: uint32 by symbol.
+    """
+    by_one, by_two = np.zeros((1, ONE), np.uint32), np.zeros((1, TWO), np.uint32)
+    row, found, length, history, p1, one = uint64(0), uint64(0), uint64(0), uint64(0), uint64(0), uint64(1)
+    for k in range(stream.size):
+        i = uint64(k)
         token = stream[i]
-        found, length = match(stream, row, i, found, length, by_two, by_one)
+        found, length = match(stream, uint64(0), row, i, found, length, by_one, by_two, 0)
         held[i] = False
-        if found >= 0:
+        if found != 0:
             hit = stream[found] == token
-            counts[flag_context(length, stream[found], p1, history, frequency), np.int64(hit)] += 1
-            history = history * 2 + hit
+            counts[flag_context(length, stream[found], uint64(rarity[p1]), history, rarity), np.int64(hit)] += 1
+            history = history * uint64(2) + uint64(hit)
             held[i] = hit
-            if hit:
-                found, length = found + 1, min(length + 1, LONGEST)
-            else:
-                found = -1
-        p1 = token
+            found, length = found + one if hit else uint64(0), min(length + one, uint64(LONGEST))
+        p1 = uint64(token)
         if token == 0:
-            row, found, length, history = i + 1, -1, 0, 0
+            row, found, history = i + one, uint64(0), uint64(0)
 
 
 @kernel
-def choose_recent(stream, frequency, open_, costs, recent_costs, escape_costs, taken, counts):  # type: ignore[no-untyped-def]
-    """Mark in `taken` the tokens that are cheaper as recent ones, of those that `open_` marks.
+def choose_recent(stream, rarity, classes, costs, distance_costs, recent_costs, taken, counts, by_class):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Mark in `taken` the tokens that are cheaper as recent ones, of those with classes[i] >= 0.
 
-    costs: float32, bits otherwise. recent_costs: float32[10, 256] by list and distance; escape_costs: float32[10].
-    counts: int64[10, 257], how often each distance was taken, and, last, the escape.
+    classes: int32, the class of the last symbol; costs: float32, bits otherwise. distance_costs: float32[10, 256] by
+    list and distance; recent_costs: float32 by class. Counts what is taken in `counts` (int64[10, 256]) and `by_class`.
     """
-    seen = np.zeros(frequency.size, np.int64)
+    seen = np.zeros(rarity.size, np.int64)
     kept, kept_before = 0, 0
     for i in range(stream.size):
         token = stream[i]
         taken[i] = False
-        recent = min(kept - kept_before, WINDOW)
-        if open_[i] and recent > 0:
-            at = 1
-            while (recent >> at) != 0 and at < 9:
-                at += 1
-            away = WINDOW
-            if seen[token] > kept_before:
-                away = kept - seen[token]
-            if away < recent and recent_costs[at, away] < costs[i] + escape_costs[at]:
-                taken[i] = True
-                counts[at, away] += 1
-            else:
-                counts[at, 256] += 1
+        if classes[i] >= 0 and seen[token] > kept_before:
+            away = kept - seen[token]
+            if away < WINDOW:
+                at = recent_list(uint64(kept - kept_before))
+                if distance_costs[at, away] + recent_costs[classes[i]] < costs[i]:
+                    taken[i] = True
+                    counts[at, away] += 1
+                    by_class[classes[i]] += 1
         if token == 0:
             kept_before = kept
-        elif frequency[token] >= COMMON:
+        elif rarity[token] >= COMMON:
             kept += 1
             seen[token] = kept
 
 
 @kernel
-def chain_costs(lasts, symbols, first, after, table, entry_costs, escape_costs, all_costs, wanted, costs):  # type: ignore[no-untyped-def]  # fmt: skip
-    """The bits of each symbol after a last one where `wanted`, by list `first[last]` and those it goes on with.
+def chain_costs(lasts, symbols, first, after, table, entry_costs, escape_costs, all_costs, costs):  # type: ignore[no-untyped-def]
+    """The bits of each symbol after a last one, by list `first[last]` and those it goes on with.
 
     `after` leads to NONE, where `all_costs` hold.
     """
     for i in range(lasts.size):
-        if not wanted[i]:
-            continue
         at, cost = first[lasts[i]], np.float32(0)
         while at != NONE:
             entry = find(table, at, symbols[i])
@@ -103,17 +97,18 @@ def chain_costs(lasts, symbols, first, after, table, entry_costs, escape_costs, 
 
 
 @kernel
-def pair_costs(p2, p1, symbols, pairs, table, entry_costs, escape_costs, wanted, inside, costs):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Where `wanted`, mark in `inside` what the list of the last two has; `costs`: the bits that this takes."""
+def list_costs(numbers, symbols, table, entry_costs, escape_costs, inside, costs):  # type: ignore[no-untyped-def]
+    """Mark in `inside` the symbols that are in list numbers[i], and give the bits that these or the escapes take.
+
+    numbers: int32, -1 for no list.
+    """
     for i in range(symbols.size):
         inside[i] = False
         costs[i] = 0
-        if wanted[i]:
-            at = find(pairs, p2[i], p1[i])
-            if at != NONE:
-                entry = find(table, at, symbols[i])
-                inside[i] = entry != NONE
-                costs[i] = entry_costs[entry] if entry != NONE else escape_costs[at]
+        if numbers[i] >= 0:
+            entry = find(table, numbers[i], symbols[i])
+            inside[i] = entry != NONE
+            costs[i] = entry_costs[entry] if entry != NONE else escape_costs[numbers[i]]
 
 
 @kernel

@@ -15,12 +15,13 @@ from tokzip_core.errors import CorruptCodebookError
 
 UInt64s = npt.NDArray[np.uint64]
 
-MAX_IDS = 1 << 20
-MAX_LISTS = 1 << 21
-MAX_ENTRIES = 1 << 22
+MAX_IDS = 1_000_000
+MAX_UNITS = 1 << 22  # of kernels/context_coder.py: UNIT words each
+MAX_ENTRIES = (1 << 22) - 1
 MAX_CLASSES = 256
 MAX_BODY = 1 << 26
-_HEAD = struct.Struct("<IIIIIH")  # ids, lists, classes of entries, entries, lists by two, classes of the last token
+_HEAD = struct.Struct("<IIIIH")  # ids, units of lists, entries, lists by two, classes of the last token
+_KEY = np.uint64(20)
 _FAULTS = {
     1: "it is cut short, or bytes follow it",
     2: "an id over 2^31 - 1",
@@ -32,90 +33,89 @@ _FAULTS = {
 
 @dataclass(frozen=True)
 class ContextTables:
-    """What the kernels (kernels/context.py) look up; every array read-only.
+    """What the kernels look up; every array read-only.
 
-    n symbols: 0 the row's end, 1 an unknown id, then the ids. Lists: 0 all, 1 … 9 how far back among the recent tokens,
-    then one a class of last symbols, some a last symbol, some the last two.
+    n symbols: 0 the row's end, 1 an unknown id, then the ids. Lists (see kernels/context_coder.py), in their order: of
+    all, of 9 numbers of recent tokens, one a class of last symbols, some by a last symbol, some by the last two.
     """
 
     ids: UInt32s  # rising
-    frequency: UInt8s  # [n]: 0 the most frequent … 7
     flags: UInt64s  # of 65,536 cases, in how many a match holds
-    first: UInt32s  # [n]: the list by a last symbol, or by its class
-    heads: UInt32s  # [lists, 4] and
-    classes: UInt32s  # [., 2]: see kernels/context_coder.py
-    symbols: UInt32s  # by entry
-    weights: UInt32s  # by entry: the weight before it << 5 | q
-    pairs: UInt64s  # hash table: the list by the last two, (p2, p1)
+    first: UInt32s  # [n]: the place of the list by a last symbol, or by its class, << 3 | rarity: 0 the most frequent
+    recents: UInt32s  # [10]: the places of the lists of recent tokens, from 1 on
+    lists: UInt32s  # one after the other
+    pairs: UInt64s  # hash table: the place of a list by the last two, (p2, p1)
+    symbols: UInt32s  # by entry, recent ones too
+    weights: UInt32s  # by entry: the weight before it in its list << 5 | q
 
     @cached_property
     def encoding(self) -> tuple[Any, ...]:
-        """What only an encoder needs: arguments of `encode_rows`, from `dense` to `escapes`."""
-        dense = np.zeros(min(int(self.ids[-1]) + 1, (1 << 16) + 4 * self.ids.size) if self.ids.size else 0, np.int32)
+        """What only an encoder needs: (dense, recent_entries, table, all_weights) of `encode_rows`."""
+        dense = np.zeros(min(int(self.ids[-1]) + 1, (1 << 16) + 4 * self.ids.size) if self.ids.size else 0, np.uint32)
         below = int(np.searchsorted(self.ids, dense.size))
         dense[self.ids[:below]] = np.arange(2, 2 + below)
-        begins = first_entries(self.heads, self.classes, self.symbols.size)
-        of = np.repeat(np.arange(self.heads.shape[0]), np.diff(begins))
+        places, begins = self._places()
         n = int(begins[1])
-        table = hash_table(of[n:], self.symbols[n:], n)
-        all_entries = np.zeros(self.frequency.size, np.uint32)
-        all_entries[self.symbols[:n]] = np.arange(n)
-        total = 2.0**32 / np.maximum(1, self.heads[:, 0])
-        totals = np.round(16 * np.log2(total)).astype(np.int64)
-        escape = np.maximum(total - self.heads[:, 1], total / 64)
-        escapes = np.round(16 * np.log2(total / escape)).astype(np.int64)
-        return dense, begins[:11].copy(), table, all_entries, totals, escapes
+        table = hash_table(np.repeat(places[1:], np.diff(begins[1:])), self.symbols[n:], n)
+        all_weights = np.full(self.first.size, 0xFFFFFFFF, np.uint32)
+        all_weights[self.symbols[:n]] = self.weights[:n]
+        return dense, begins[:11].copy(), table, all_weights
+
+    def _places(self) -> tuple[UInt32s, Int64s]:
+        """Of each list, its place and its first entry; and, of these, the end."""
+        from tokzip_core.kernels.context_coder import list_places
+
+        places, begins = np.empty(self.lists.size // 4, np.uint32), np.empty(self.lists.size // 4 + 1, np.int64)
+        n = list_places(self.lists, places, begins)
+        return places[:n], begins[: n + 1]
 
 
-def first_entries(heads: UInt32s, classes: UInt32s, n: int) -> Int64s:
-    """The first entry of each list and, last, how many entries there are."""
-    begins = np.append(classes[:, 1] >> 5, n).astype(np.int64)
-    return np.append(begins[heads[:, 2]], n)
-
-
-def hash_table(highs: Any, lows: Any, first: int = 0) -> UInt64s:
+def hash_table(highs: Any, lows: Any, first: int = 0, values: Any = None) -> UInt64s:
     """The table that `find` of kernels/context_coder.py looks (high, low) up in; values count up from `first`."""
     from tokzip_core.kernels.context_coder import fill_table
 
     table: UInt64s = np.zeros(1 << max(4, (2 * len(highs)).bit_length()), np.uint64)
-    values = np.arange(first, first + len(highs), dtype=np.uint32)
-    fill_table(np.asarray(highs, np.uint32), np.asarray(lows, np.uint32), values, table)
+    if values is None:
+        values = np.arange(first, first + len(highs))
+    fill_table(np.asarray(highs, np.uint32), np.asarray(lows, np.uint32), np.asarray(values, np.uint32), table)
     return table
 
 
 def read_tables(body: bytes) -> ContextTables:
     """The tables of an untrusted body; raises CorruptCodebookError unless all of it is valid."""
-    from tokzip_core.kernels.context_body import FIRST_CLASS, FLAGS, read_body
+    from tokzip_core.kernels.context_body import FLAGS, RECENT_LISTS, read_body
+    from tokzip_core.kernels.context_coder import UNIT
 
     if len(body) < _HEAD.size:
         raise CorruptCodebookError(f"a body of {len(body)} bytes, less than {_HEAD.size}")
-    n_ids, n_lists, n_classes, n_entries, n_pairs, by_class = _HEAD.unpack_from(body)
-    least = FIRST_CLASS + by_class + n_pairs
+    n_ids, n_units, n_entries, n_pairs, by_class = _HEAD.unpack_from(body)
+    least = 1 + RECENT_LISTS + by_class + n_pairs
     if (
         n_ids > MAX_IDS
-        or not least <= n_lists <= MAX_LISTS
-        or not n_classes <= n_entries <= MAX_ENTRIES
+        or not least <= n_units <= MAX_UNITS
         or by_class > MAX_CLASSES
-        or n_entries <= n_ids
+        or not n_ids < n_entries <= min(MAX_ENTRIES, UNIT * n_units)
     ):
-        raise CorruptCodebookError(f"{n_ids} ids, {n_lists} lists, {n_entries} entries: more than is allowed, or less")
+        raise CorruptCodebookError(f"{n_ids} ids, {n_units} units, {n_entries} entries: more than is allowed, or less")
     n = n_ids + 2
-    ids, frequency = np.zeros(n_ids, np.uint32), np.zeros(n, np.uint8)
-    flags, first = np.zeros(FLAGS, np.uint64), np.zeros(n, np.uint32)
-    heads, classes = np.zeros((n_lists, 4), np.uint32), np.zeros((n_classes, 2), np.uint32)
+    ids, rarity = np.zeros(n_ids, np.uint32), np.zeros(n, np.uint8)
+    flags, first, places = np.zeros(FLAGS, np.uint64), np.zeros(n, np.uint32), np.zeros(9 + by_class, np.uint32)
+    lists = np.zeros(UNIT * n_units, np.uint32)
     symbols, weights = np.zeros(n_entries, np.uint32), np.zeros(n_entries, np.uint32)
-    keys = np.zeros(n_pairs, np.uint64)
+    by_two = np.zeros((n_pairs, 2), np.uint64)
     status = read_body(
-        np.frombuffer(body, np.uint8), _HEAD.size, ids, frequency, flags, first, by_class, heads, classes, symbols,
-        weights, keys,
+        np.frombuffer(body, np.uint8), _HEAD.size, ids, rarity, flags, first, by_class, places, lists, symbols, weights,
+        by_two,
     )  # fmt: skip
     if status:
         raise CorruptCodebookError(_FAULTS[status])
+    keys = by_two[:, 0]
     if np.unique(keys).size != keys.size:
         raise CorruptCodebookError("two lists for the same two tokens")
-    pairs = hash_table(keys >> np.uint64(21), keys & np.uint64((1 << 21) - 1), n_lists - n_pairs)
+    pairs = hash_table(keys >> _KEY, keys & np.uint64((1 << 20) - 1), values=by_two[:, 1])
     chances = np.clip(flags * np.uint64(256) + np.uint64(128), 1024, 64512).astype(np.uint64)
-    arrays = (ids, frequency, chances, first, heads, classes, symbols, weights, pairs)
+    recents = np.append(np.uint32(0), places[:9])
+    arrays = (ids, chances, first << np.uint32(3) | rarity, recents, lists, pairs, symbols, weights)
     for array in arrays:
         array.flags.writeable = False
     return ContextTables(*arrays)
@@ -123,17 +123,18 @@ def read_tables(body: bytes) -> ContextTables:
 
 @dataclass
 class Lists:
-    """A trained model before it is a body. Entries of a list come by falling q; list 0 holds every symbol but 1."""
+    """A trained model before it is a body. Lists as in ContextTables; entries of one by falling q."""
 
     ids: UInt32s
-    frequency: UInt8s
+    rarity: UInt8s
     flags: UInt8s
-    first: UInt32s  # [n]
+    first: UInt32s  # [n]: the number of a list
     by_class: int
-    after: UInt32s  # by list: the list that it goes on with
+    after: UInt32s  # by list: the number of the list that it goes on with, NONE of the first
     begins: Int64s  # by list, and the end: its first entry
     escapes: UInt8s  # by list: the code of its escape's weight
-    symbols: UInt32s  # by entry
+    recents: UInt8s  # by list: 1 + the code of the weight of recent tokens, or 0
+    symbols: UInt32s  # by entry; the first list holds every symbol but 1
     q: UInt8s  # by entry
     pairs: UInt32s  # p1 of each list by two, in order of (p2, …)
     pair_counts: UInt32s  # [n]: how many lists by two have this p2
@@ -142,27 +143,38 @@ class Lists:
 def write_lists(lists: Lists) -> bytes:
     """The body that `read_tables` reads."""
     from tokzip_core.kernels.context_body import write_body
+    from tokzip_core.kernels.context_coder import HEAD, UNIT
 
     t = lists
     n = t.symbols.size
     sizes = np.diff(t.begins)
-    before = np.cumsum(1 << t.q.astype(np.int64)) - (1 << t.q.astype(np.int64))
     of = np.repeat(np.arange(sizes.size), sizes)
-    padded = np.append(before, (1 << t.q.astype(np.int64)).sum())
-    weights = ((before - padded[t.begins[:-1]][of]) << 5 | t.q).astype(np.uint32)
-    held = padded[t.begins[1:]] - padded[t.begins[:-1]]
-    totals = held + escape_weights(t.escapes)
-    heads = np.zeros((sizes.size, 4), np.uint32)
-    heads[:, 0] = np.minimum((1 << 32) // totals, 2**32 - 1)
-    heads[:, 1], heads[:, 3] = held, t.after
-    table = hash_table(of, t.symbols)
-    new_class = np.append(True, (of[1:] != of[:-1]) | (t.q[1:] != t.q[:-1]))
-    out = np.empty(24 * (n + 4 * sizes.size + 4 * t.frequency.size) + 4096, np.uint8)
+    end = np.append(0, np.cumsum(1 << t.q.astype(np.int64)))  # weights over all lists
+    begin = end[t.begins[:-1]]
+    weights = ((end[:-1] - begin[of]) << 5 | t.q).astype(np.uint32)
+    last = np.flatnonzero(np.append((of[1:] != of[:-1]) | (t.q[1:] != t.q[:-1]), True))  # entries of their classes
+    n_classes = np.bincount(of[last], minlength=sizes.size)
+    units = (HEAD + n_classes + sizes + UNIT - 1) // UNIT
+    places = np.cumsum(units) - units
+    words = np.zeros(UNIT * int(units.sum()), np.uint32)
+    heads = UNIT * places
+    held = end[t.begins[1:]] - begin
+    bounds = held + np.where(t.recents > 0, escape_weights(t.recents.astype(np.int64) - 1), 0)
+    words[heads] = np.minimum((1 << 32) // (bounds + escape_weights(t.escapes)), 2**32 - 1)
+    words[heads + 1], words[heads + 3] = held << 5 | n_classes, bounds
+    words[heads + 2] = np.where(t.after == 0xFFFFFFFF, 0xFFFFFFFF, places[np.minimum(t.after, sizes.size - 1)])
+    first_class = np.cumsum(n_classes) - n_classes
+    words[heads[of[last]] + HEAD + np.arange(last.size) - first_class[of[last]]] = (end[1:] - begin[of])[
+        last
+    ] << 5 | t.q[last]
+    words[(heads + HEAD + n_classes - t.begins[:-1])[of] + np.arange(n)] = t.symbols
+    table = hash_table(places[of], t.symbols)
+    out = np.empty(24 * (n + 4 * sizes.size + 4 * t.rarity.size) + 4096, np.uint8)
     size = write_body(
-        t.ids, t.frequency, t.flags, t.first, t.by_class, t.escapes, t.begins, t.symbols, weights, heads, t.pairs,
-        t.pair_counts, table, out,
+        t.ids, t.rarity, t.flags, places.astype(np.uint32)[t.first], t.by_class, t.escapes, t.recents,
+        places.astype(np.uint32), t.begins, t.symbols, weights, words, t.pairs, t.pair_counts, table, out,
     )  # fmt: skip
-    head = _HEAD.pack(t.ids.size, sizes.size, int(new_class.sum()), n, t.pairs.size, t.by_class)
+    head = _HEAD.pack(t.ids.size, int(units.sum()), n, t.pairs.size, t.by_class)
     return head + out[:size].tobytes()
 
 

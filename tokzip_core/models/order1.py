@@ -13,7 +13,7 @@ from tokzip_core.columns import Column, Int64s, UInt32s
 from tokzip_core.models.order0 import Order0
 
 START = 1 << 31  # stands before the first token of a row
-CLUSTERS = 512
+CLUSTERS = 253  # and the three contexts beside them: a power of two, so that the decoder has no empty tables
 ROUNDS = 5
 _CELL_BITS = 14.0  # what a cell costs in a codebook
 _SUCCESSORS = 1 << 14  # the commonest ids, by which clusters are formed
@@ -68,12 +68,12 @@ class Clusters:
     escaped: Int64s
 
 
-def cluster(model: Order1, ids: UInt32s, order0: Int64s) -> tuple[Clusters, Int64s]:
+def cluster(model: Order1, ids: UInt32s, order0: Int64s, most: int) -> tuple[Clusters, Int64s]:
     """Cluster the contexts by what follows them, and count (int64, by id) what no kept cell covers.
 
-    ids: uint32[n], rising, at most 2^20; order0: int64[n], their counts. Pairs of other ids are left out. Hard
-    clusters by likelihood (Brown et al. 1992 state the aim; the method is k-means with the Kullback-Leibler
-    divergence), started from the commonest contexts.
+    ids: uint32[n], rising, at most 2^20; order0: int64[n], their counts; most: of clusters. Pairs of other ids are
+    left out. Hard clusters by likelihood (Brown et al. 1992 state the aim; the method is k-means with the
+    Kullback-Leibler divergence), started from the commonest contexts.
     """
     n = ids.size
     known = np.append(ids, np.uint32(START))
@@ -82,7 +82,7 @@ def cluster(model: Order1, ids: UInt32s, order0: Int64s) -> tuple[Clusters, Int6
     sound = known[before] == (model.pairs.ids >> np.uint64(32))
     sound &= known[after] == (model.pairs.ids & np.uint64(0xFFFFFFFF))
     counts = model.pairs.counts
-    of, size = _assign(before[sound], after[sound], counts[sound], n, order0)
+    of, size = _assign(before[sound], after[sound], counts[sound], n, order0, most)
     cluster_of_pair = np.where(sound, of[before], size)
     keys, where = np.unique(cluster_of_pair << 20 | after, return_inverse=True)
     sums = np.bincount(where, counts, keys.size).astype(np.int64)
@@ -101,7 +101,7 @@ def cluster(model: Order1, ids: UInt32s, order0: Int64s) -> tuple[Clusters, Int6
     return Clusters(used.size, renumbered[of], cells, sums[kept], (totals[used] - covered).astype(np.int64)), left
 
 
-def _assign(before: Int64s, after: Int64s, counts: Int64s, n: int, order0: Int64s) -> tuple[Int64s, int]:
+def _assign(before: Int64s, after: Int64s, counts: Int64s, n: int, order0: Int64s, most: int) -> tuple[Int64s, int]:
     """The cluster of each of n + 1 contexts, and how many clusters there are (which stands for none)."""
     from tokzip_core.kernels.clusters import nearest
 
@@ -112,7 +112,7 @@ def _assign(before: Int64s, after: Int64s, counts: Int64s, n: int, order0: Int64
     totals = np.bincount(before, counts, n + 1)
     contexts = np.argsort(-totals, kind="stable")
     contexts = contexts[totals[contexts] >= _CONTEXT]
-    size = min(CLUSTERS, contexts.size // 4)
+    size = min(CLUSTERS, most, contexts.size // 4)
     of = np.full(n + 1, size)
     if not size:
         return of, 0
