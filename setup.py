@@ -15,7 +15,6 @@ INSTALL_REQUIRES = [
     "fsspec>=2024.6",
     "huggingface_hub>=1.0",  # hf:// paths
     "llvmlite>=0.44",
-    "lmdb>=1.4",
     "numba>=0.61",
     "numpy>=2.0",
     "pyarrow>=18",
@@ -24,7 +23,6 @@ INSTALL_REQUIRES = [
     "torch>=2.6",
     "tqdm>=4.66",
     "transformers>=5.0",
-    "xxhash>=3.4",
     "zstandard>=0.22",
 ]
 
@@ -41,8 +39,10 @@ EXTRAS = {
         "hypothesis>=6.100",
         "mypy>=1.15",
         "pytest>=8.0",
+        "redis>=5.0",
         "ruff>=0.9",
         "setuptools>=77",
+        "xxhash>=3.4",
     ],
 }
 

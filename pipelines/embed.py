@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
@@ -15,12 +16,19 @@ import tokzip_core as tz
 from pipelines import job, options, reading, report, splits, storage
 from pipelines.embed_stage import EmbedStage, same_vocabulary
 from pipelines.inference import ModelError, check_model
-from pipelines.manifest import Manifest
+from pipelines.inference import rows as ragged
+from pipelines.inference.model import LEAST_COSINE, PRECISIONS
+from pipelines.inference.output import OUTPUT_TYPES, Output
+from pipelines.manifest import Entry, Manifest
 from pipelines.map_splits import MapSplits
 from pipelines.options import Invocation, Parser
 from pipelines.splits import Split
 from pipelines.storage import InputError
-from tokzip_core.cache import parse_cache_spec
+from pipelines.transient import retry
+from tokzip_core.cache import CODINGS, parse_cache_spec
+
+# The matrix products alone are measured at the end of a job that was so long in the model (seconds).
+_SECONDS_WORTH_MEASURING = 30
 
 
 def parser(prog: str = "tokzip embed") -> Parser:
@@ -51,9 +59,25 @@ def add_arguments(p: Any) -> None:
     g.add_argument(
         "--cache",
         metavar="LAYERS",
-        help='such as "memory:256MB,disk:PATH:20GB", or none (default: memory:256MB and, on a local runner, '
-        "disk:~/.cache/tokzip:20GB)",
+        help="layers, looked up in this order: memory:SIZE, disk:PATH:SIZE, redis://HOST:PORT/DB, folder:PATH or URL "
+        "of any store; or none (default: memory:256MB and, on a local runner, disk:~/.cache/tokzip:20GB)",
     )
+    g.add_argument(
+        "--cache-values",
+        choices=CODINGS,
+        default="lossless",
+        help="how the cache stores vectors; fp16 and int8 are a half and a quarter of the size, and what is written "
+        "is rounded as the cache rounds it (default lossless)",
+    )
+    g.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help=f"auto: bf16 where the processor has it and a sample of the rows keeps a cosine of {LEAST_COSINE} to "
+        "fp32, else fp32; a data set keeps what it was begun with (default auto)",
+    )
+    g.add_argument("--output-type", choices=OUTPUT_TYPES, default="float32", help="default float32")
+    g.add_argument("--dimensions", type=int, metavar="N", help="leading dimensions to keep, normalised anew")
     g.add_argument(
         "--batch-tokens",
         type=int,
@@ -74,21 +98,24 @@ def default_cache(invocation: Invocation) -> str:
 def check(args: Any, vocabulary: str | None) -> None:
     """Raise, before any work, where the model cannot be used as asked on tokens of this vocabulary (its digest)."""
     parse_cache_spec(args.cache or "none")
-    own = check_model(
+    settings, dimension = check_model(
         args.model,
         pooling=args.pooling,
         normalize=args.normalize,
         max_length=args.max_length,
         long_rows=args.long_rows,
         batch_tokens=args.batch_tokens,
-    ).vocabulary
-    if own is None:
+        precision=args.precision,
+    )
+    Output(dimension, args.dimensions, args.output_type)
+    if settings.vocabulary is None:
         raise ModelError(
             f"model {args.model}: has no tokenizer, which would say what special tokens a row is put between"
         )
-    same_vocabulary(args.model, own, vocabulary)
+    same_vocabulary(args.model, settings.vocabulary, vocabulary)
 
 
+@job.on_output
 def run(invocation: Invocation) -> dict[str, Any]:
     """Embed, print the summary and return it."""
     args, started = invocation.args, time.time()
@@ -102,11 +129,15 @@ def run(invocation: Invocation) -> dict[str, Any]:
         codebook=home.place("codebook.tzc"),
         vocabulary=vocabulary,
         cache=args.cache or default_cache(invocation),
+        cache_values=args.cache_values,
         pooling=args.pooling,
         normalize=args.normalize,
         max_length=args.max_length,
         long_rows=args.long_rows,
         batch_tokens=args.batch_tokens,
+        precision=args.precision,
+        output_type=args.output_type,
+        dimensions=args.dimensions,
         carry=tuple(args.carry),
     )
 
@@ -121,18 +152,93 @@ def run(invocation: Invocation) -> dict[str, Any]:
     # One embedding file beside each token file: a token file is one split.
     planned = job.plan([args.input], output, columns, sys.maxsize, skip_bad)
     storage.publish_bytes(codebook.to_bytes(), output, home.place("codebook.tzc"))
+    stage, lowest = _settle(stage, home, planned, codebook)
     home.claim({"stage": stage.name, **stage.open().identity}, [])
 
     def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
         return pipeline | "Splits" >> beam.Create(todo) | "Embed" >> MapSplits(stage, output, skip_bad)
 
-    entries = job.run(invocation, output, planned, build)
-    summary = report.summarize(home, planned, entries, started)
-    for name in ("batches", "exact"):
+    began = time.time()
+    entries, gone = job.run(invocation, output, planned, build)
+    took = time.time() - began
+    summary = report.summarize(home, planned, entries, gone, started)
+    summary["seconds"]["beam"] = round(max(0.0, took - summary["seconds"]["workers"] / args.workers), 3)
+    for name in ("batches", "linear", "exact"):
         summary[name] = report.notes(entries, name)
-    summary["cache"] = stage.cache
+    summary |= _cache(stage, summary)
+    summary |= {"precision": stage.precision, "lowest_cosine": lowest}
+    summary |= _speed(stage, [e for e in entries if e.worker["finished"] >= started], invocation)
     report.publish(summary, home, "tokzip embed")
     return summary
+
+
+def _settle(
+    stage: EmbedStage, home: Manifest, planned: list[Split], codebook: tz.Codebook
+) -> tuple[EmbedStage, float | None]:
+    """The stage with its precision, `auto` settled once for all workers; and the lowest cosine to fp32, if known.
+
+    A data set that has splits keeps the precision of theirs.
+    """
+    begun = report.read_json(home.place("dataset.json")).get("compute_dtype") if home.names() else None
+    if begun and stage.precision in ("auto", begun):
+        return replace(stage, precision=begun), report.read_json(home.place("summary.json")).get("lowest_cosine")
+    calibration = _first_rows(planned, stage.column, codebook) if stage.precision == "auto" else None
+    stage, model = stage.settled(calibration)
+    return stage, model.cosine
+
+
+def _first_rows(planned: list[Split], column: str, codebook: tz.Codebook, most: int = 512) -> ragged.Rows | None:
+    """Rows of ids from the first block that has some; None where there is none."""
+    for split in (s for s in planned if not s.problem):
+        with reading.open_shard(split.url) as reader:
+            for block in reader.blocks([column], None, 0):
+                try:
+                    return ragged.from_arrow(tz.decode(block.column(column).drop_null()[:most], codebook))
+                except tz.CorruptBlobError:
+                    continue
+    return None
+
+
+def _speed(stage: EmbedStage, done_now: list[Entry], invocation: Invocation) -> dict[str, Any]:
+    """Tokens a second of the model, and the share of them that bare matrix products allow, where it can be told.
+
+    That takes some tenths of a second, on the machine that did the work: left out where it would be above 1 % of it.
+    """
+    seconds = sum(e.seconds.get("model", 0.0) for e in done_now)
+    tokens = sum(e.counts.get("tokens_computed", 0) for e in done_now)
+    if not tokens or not seconds:
+        return {}
+    speed: dict[str, Any] = {"model_tokens_per_second": round(tokens / seconds)}
+    if (
+        seconds >= _SECONDS_WORTH_MEASURING
+        and options.is_local_runner(invocation.beam)
+        and invocation.args.workers == 1
+    ):
+        bare = stage.open().model.matrix_product_seconds()
+        speed["matrix_product_share"] = report.ratio(bare * tokens, seconds)
+    return speed
+
+
+def _cache(stage: EmbedStage, summary: dict[str, Any]) -> dict[str, Any]:
+    """The cache, without passwords, and what its values cost; of lossy ones also how near they are, on samples."""
+    count = {
+        name: summary.pop(name, 0)
+        for name in (
+            "cache_values",
+            "cache_value_bytes",
+            "cache_sampled",
+            "cache_cosine",
+            "cache_neighbours",
+            "cache_neighbours_kept",
+        )
+    }
+    told = {"cache": str(parse_cache_spec(stage.cache)), "cache_values": stage.cache_values}
+    if count["cache_values"]:
+        told["cache_bytes_per_value"] = report.ratio(count["cache_value_bytes"], count["cache_values"])
+    if count["cache_sampled"]:
+        told["cache_cosine"] = round(count["cache_cosine"] / count["cache_sampled"], 6)  # 0.99996 is not 1
+        told["cache_recall_at_10"] = report.ratio(count["cache_neighbours_kept"], count["cache_neighbours"])
+    return told
 
 
 def _token_data_set(pattern: str) -> tuple[tz.Codebook, str | None]:
@@ -141,7 +247,7 @@ def _token_data_set(pattern: str) -> tuple[tz.Codebook, str | None]:
     for _, file in splits.find_shards([pattern]):
         try:
             with reading.open_shard(file.url) as reader:
-                return tz.file_codebook(file.url), _vocabulary(reader.schema)
+                return retry(tz.file_codebook, file.url), _vocabulary(reader.schema)
         except (tz.TokzipError, LookupError) as e:
             problem = problem if isinstance(problem, tz.UnknownCodebookError) else InputError(str(e))
     raise problem

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import tokzip_core as tz
-from pipelines.inference import CachedEncoder, ModelError, load_model
+from pipelines.inference import CachedEncoder, EmbeddingModel, ModelError, load_model
 from pipelines.inference import rows as ragged
-from pipelines.stage import BOOKKEEPING, ERROR, ROW, Stage, Stats, Work
+from pipelines.inference.output import SCALE, Output
+from pipelines.stage import BOOKKEEPING, ERROR, ROW, Stage, Stats, Work, once
 from pipelines.storage import InputError
+from pipelines.transient import retry
 from tokzip_core.cache import parse_cache_spec
 
 # Blocks are gathered, or cut, until they make full batches of many lengths, and no longer: what is held is bounded.
@@ -28,18 +30,23 @@ class EmbedStage(Stage):
 
     codebook: URL of the codebook of the `tokens` column; None where that is a plain list of integers.
     vocabulary: digest of the tokenizer that the tokens come from, refused when it is not the model's; None:
-    unknown.
+    unknown. precision: fp32 or bf16, the same on every worker. cache_values: how the cache stores vectors, one of
+    `tokzip_core.cache.CODINGS`; a lossy one changes the vectors.
     """
 
     model: str
     codebook: str | None = None
     vocabulary: str | None = None
     cache: str = "none"
+    cache_values: str = "lossless"
     pooling: str = "auto"
     normalize: str = "auto"
     max_length: int | None = None
     long_rows: str = "truncate"
     batch_tokens: int = 2048
+    precision: str = "fp32"
+    output_type: str = "float32"
+    dimensions: int | None = None
     carry: tuple[str, ...] = ()
     column: str = "tokens"
 
@@ -57,12 +64,31 @@ class EmbedStage(Stage):
         if not (isinstance(kind, tz.TokenBlobType) if self.codebook else _is_integer_list(kind)):
             expected = "token blobs" if self.codebook else "lists of integers"
             raise InputError(f"column {self.column!r} is {kind}, expected {expected}")
-        if {"embedding", ROW, ERROR} & set(self.carry):
-            raise InputError("a column called embedding, _row or _error cannot be carried")
+        if taken := {"embedding", SCALE, ROW, ERROR} & set(self.carry):
+            raise InputError(f"a column called {min(taken)} cannot be carried")
         return list(dict.fromkeys((self.column, *self.carry)))
 
-    def _open(self) -> Work:
-        return _Embed(self)
+    def _open(self) -> EmbedWork:
+        return EmbedWork(self, self._load(self.precision, None))
+
+    def settled(self, calibration: ragged.Rows | None) -> tuple[EmbedStage, EmbeddingModel]:
+        """This stage with a precision settled, `auto` by these rows; the model loaded for it serves this process."""
+        model = self._load(self.precision, calibration)
+        stage = replace(self, precision=model.precision)
+        once(stage.key, lambda: EmbedWork(stage, model))
+        return stage, model
+
+    def _load(self, precision: str, calibration: ragged.Rows | None) -> EmbeddingModel:
+        return load_model(
+            self.model,
+            pooling=self.pooling,
+            normalize=self.normalize,
+            max_length=self.max_length,
+            long_rows=self.long_rows,
+            batch_tokens=self.batch_tokens,
+            precision=precision,
+            calibration=calibration,
+        )
 
 
 def same_vocabulary(model: str, own: str | None, tokens: str | None) -> None:
@@ -78,32 +104,34 @@ def _is_integer_list(kind: pa.DataType) -> bool:
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
 
 
-class _Embed(Work):
-    def __init__(self, stage: EmbedStage) -> None:
-        self.stage = stage
+class EmbedWork(Work):
+    """`model`, `encoder` and `output` are what the stage runs."""
+
+    def __init__(self, stage: EmbedStage, model: EmbeddingModel) -> None:
+        self.stage, self.model = stage, model
         cache = parse_cache_spec(stage.cache)
-        self.codebook = tz.load_codebook(stage.codebook) if stage.codebook else None
-        self.model = load_model(
-            stage.model,
-            pooling=stage.pooling,
-            normalize=stage.normalize,
-            max_length=stage.max_length,
-            long_rows=stage.long_rows,
-            batch_tokens=stage.batch_tokens,
-        )
-        same_vocabulary(stage.model, self.model.settings.vocabulary, stage.vocabulary)
-        self.encoder = CachedEncoder(self.model, cache)
-        self.kind = pa.list_(pa.float32(), self.model.dimension)
+        self.codebook = retry(tz.load_codebook, stage.codebook) if stage.codebook else None
+        same_vocabulary(stage.model, model.settings.vocabulary, stage.vocabulary)
+        self.output = Output(model.dimension, stage.dimensions, stage.output_type)
+        self.encoder = CachedEncoder(model, cache, stage.cache_values)
 
     @property
     def identity(self) -> dict[str, str]:
-        return {"model": self.model.fingerprint, "carry": ",".join(self.stage.carry), "stage": "embed 1"}
+        return {
+            "compute_dtype": self.model.precision,
+            "model": self.model.fingerprint,
+            "output": f"{self.output.type} {self.output.kept}",
+            "values": "exact" if self.encoder.cache.exact else self.stage.cache_values,
+            "carry": ",".join(self.stage.carry),
+            "stage": "embed 2",
+        }
 
     @property
     def notes(self) -> dict[str, str]:
         return {
             "batches": "packed" if self.model.packed else "padded",
             "exact": str(self.model.exact).lower(),
+            "linear": "prepacked" if self.model.prepacked else "plain",
         }
 
     @property
@@ -111,7 +139,9 @@ class _Embed(Work):
         s = self.model.settings
         described = {
             "fingerprint": self.model.fingerprint,
-            "dimension": self.model.dimension,
+            "precision": self.model.precision,
+            "dimension": self.output.kept,
+            "output_type": self.output.type,
             "pooling": s.pooling,
             "normalize": s.normalize,
             "max_length": s.max_length,
@@ -121,7 +151,7 @@ class _Embed(Work):
 
     def schema(self, source: pa.Schema) -> pa.Schema:
         kept = (source.field(c).with_metadata(None) for c in self.stage.carry)
-        return pa.schema([*kept, pa.field("embedding", self.kind)])
+        return pa.schema([*kept, *self.output.fields])
 
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
         held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]] = []
@@ -137,6 +167,7 @@ class _Embed(Work):
                 yield from self._embedded(held, stats)
                 held, tokens, rows = [], 0, 0
         yield from self._embedded(held, stats)
+        self.encoder.flush()
 
     def _embedded(
         self, held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]], stats: Stats
@@ -150,11 +181,10 @@ class _Embed(Work):
         start = 0
         for block, _, errors in held:
             part = slice(start, start := start + len(block))
-            flat = pa.array(vectors[part].reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, type=self.kind, mask=pa.array(~good[part]))
+            columns = self.output.columns(vectors[part], ~good[part])
             schema = pa.schema([*self.schema(block.schema), *BOOKKEEPING])
             kept = [block.column(c) for c in self.stage.carry]
-            yield pa.record_batch([*kept, column, block.column(ROW), errors], schema=schema)
+            yield pa.record_batch([*kept, *columns, block.column(ROW), errors], schema=schema)
 
     def _tokens(self, block: pa.RecordBatch) -> tuple[pa.ListArray, pa.Array]:
         """Token ids, list<int32>, none in bad rows; and the errors, with those of bad rows added."""

@@ -30,6 +30,7 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
         max_length: int | None = None,
         long_rows: str = "truncate",
         batch_tokens: int = 2048,
+        precision: str = "auto",
         min_batch_size: int = 64,
         max_batch_size: int = 1024,
         share: bool = False,
@@ -44,6 +45,7 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
             "max_length": max_length,
             "long_rows": long_rows,
             "batch_tokens": batch_tokens,
+            "precision": precision,
         }
 
     def load_model(self) -> CachedEncoder:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from pipelines.inference.rows import Rows
 from pipelines.inference.settings import Settings
 
-FORMAT = "tokzip embedding 1"
+FORMAT = "tokzip embedding 2"
 # Fields of a configuration that say where a model comes from or how it is trained, not what it computes.
 _WITHOUT_EFFECT = {
     "_name_or_path",
@@ -42,8 +42,8 @@ _WITHOUT_EFFECT = {
 }
 
 
-def fingerprint(network: PreTrainedModel, settings: Settings, precision: str) -> str:
-    """SHA-256, hex, of the weights by content and every setting that changes a vector."""
+def describe(network: PreTrainedModel, settings: Settings) -> tuple[str, ...]:
+    """All that changes a vector but the precision: the weights by content, as published, and the settings."""
     config = {k: v for k, v in network.config.to_diff_dict().items() if k not in _WITHOUT_EFFECT}
     chosen = {
         "pooling": settings.pooling,
@@ -52,17 +52,19 @@ def fingerprint(network: PreTrainedModel, settings: Settings, precision: str) ->
         "prefix": settings.prefix,
         "suffix": settings.suffix,
         "long_rows": settings.long_rows,
-        "precision": precision,
     }
-    fields = (
-        FORMAT,
+    return (
         type(network).__name__,
         json.dumps(config, sort_keys=True, default=str),
         json.dumps(chosen, sort_keys=True),
         weights_digest(network.state_dict().items()),
     )
+
+
+def fingerprint(described: tuple[str, ...], precision: str) -> str:
+    """SHA-256, hex, of the weights by content and every setting that changes a vector."""
     digest = hashlib.sha256()
-    for field in fields:
+    for field in (FORMAT, precision, *described):
         _add(digest, field.encode())
     return digest.hexdigest()
 

@@ -1,7 +1,8 @@
-"""A transformer encoder that turns rows of ids into vectors. Imports packed, identity, transformers."""
+"""A transformer encoder that turns rows of ids into vectors. Imports packed, linear, identity, transformers."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import threading
@@ -12,13 +13,16 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from pipelines.inference import identity, packed
+from pipelines.inference import identity, linear, packed
 from pipelines.inference.rows import Rows, outside
-from pipelines.inference.settings import ModelError, Settings, find, read_settings
+from pipelines.inference.settings import ModelError, Settings, find, read_settings, transformer_folder
 
-PRECISION = "fp32"
+PRECISIONS = ("auto", "fp32", "bf16")
+# `auto` takes bf16 where no vector of the calibration sample has a lower cosine to its fp32 self.
+LEAST_COSINE = 0.9998
 # How far the packed path may be from the plain one, per element, for vectors of elements up to 1.
 TOLERANCE = 1e-5
+_CALIBRATION_TOKENS = 1024
 _log = logging.getLogger(__name__)
 
 
@@ -30,18 +34,21 @@ def load_model(
     max_length: int | None = None,
     long_rows: str = "truncate",
     batch_tokens: int = 2048,
+    precision: str = "auto",
+    calibration: Rows | None = None,
 ) -> EmbeddingModel:
     """A model in a folder, or on the hub by name, with safetensors weights and no code of its own.
 
-    `auto` and None mean what the model's own files say. Raises ModelError.
+    `auto` and None mean what the model's own files say; of `precision` and `calibration`, see `EmbeddingModel`.
+    Raises ModelError.
     """
-    if batch_tokens < 1:
-        raise ModelError(f"batch_tokens {batch_tokens}: expected at least 1")
+    _check_options(batch_tokens, precision)
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         network, report = AutoModel.from_pretrained(
             name,
+            subfolder=transformer_folder(name),
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -56,49 +63,90 @@ def load_model(
     if missing or report["mismatched_keys"]:
         raise ModelError(f"model {name}: its weights lack {missing[:3] or report['mismatched_keys']} …")
     settings = read_settings(name, packed.capacity(network), pooling, normalize, max_length, long_rows)
-    return EmbeddingModel(network, settings, batch_tokens)
+    model = EmbeddingModel(network, settings, batch_tokens, precision, calibration)
+    model.name = name
+    return model
 
 
 def check_model(
-    name: str, *, pooling: str, normalize: str, max_length: int | None, long_rows: str, batch_tokens: int
-) -> Settings:
-    """The settings that `load_model` would take, from all that it reads but the weights. Raises ModelError."""
-    if batch_tokens < 1:
-        raise ModelError(f"batch_tokens {batch_tokens}: expected at least 1")
-    if find(name, "config.json") is None:
+    name: str,
+    *,
+    pooling: str,
+    normalize: str,
+    max_length: int | None,
+    long_rows: str,
+    batch_tokens: int,
+    precision: str,
+) -> tuple[Settings, int]:
+    """The settings that `load_model` would take, and the vectors' dimension, from all but the weights.
+
+    Raises ModelError.
+    """
+    _check_options(batch_tokens, precision)
+    folder = transformer_folder(name)
+    if find(name, str(Path(folder, "config.json"))) is None:
         raise ModelError(f"model {name}: cannot be loaded: no config.json")
-    if Path(name).is_dir() and not any(Path(name, f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+    weights = [Path(name, folder, f"model.safetensors{end}") for end in ("", ".index.json")]
+    if Path(name).is_dir() and not any(w.is_file() for w in weights):
         raise ModelError(f"model {name}: cannot be loaded: no weights as safetensors (model.safetensors) in the folder")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, subfolder=folder, trust_remote_code=False)
         with torch.device("meta"):  # shapes without memory
             network = AutoModel.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"model {name}: cannot be loaded: {error}") from error
-    return read_settings(name, packed.capacity(network), pooling, normalize, max_length, long_rows)
+    settings = read_settings(name, packed.capacity(network), pooling, normalize, max_length, long_rows)
+    return settings, int(config.hidden_size)
+
+
+def _check_options(batch_tokens: int, precision: str) -> None:
+    if batch_tokens < 1:
+        raise ModelError(f"batch_tokens {batch_tokens}: expected at least 1")
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 class EmbeddingModel:
     """Vectors of `dimension` float32 from rows of ids without special tokens. Safe to share between threads.
 
-    network: as transformers loaded it; it is changed and must not be used by others.
+    network: as transformers loaded it, in float32; it is changed and must not be used by others.
+    precision: `auto` is bf16 where the processor has it and the lowest cosine to fp32 over `calibration`, rows
+    of ids (their first 1,024 tokens; made-up rows where None), is at least `LEAST_COSINE`; else fp32. `bf16` is
+    compared as well where there is a calibration.
 
-    `fingerprint` names everything that a vector depends on. `packed`: rows go through without padding; a
-    model that gives other vectors that way (tried at load) gets padded batches. `exact`: on the rows tried at
-    load, a vector had the same bits alone and among others.
+    `fingerprint` names everything that a vector depends on. `precision` is the one taken, and `cosine` the
+    lowest that was found (None where nothing was compared). `packed`: rows go through without padding; a
+    model that gives other vectors that way (tried at load) gets padded batches. `prepacked`: linear layers in
+    the processor's own layout. `exact`: on the rows tried at load, a vector had the same bits alone and among
+    others.
     """
 
-    def __init__(self, network: PreTrainedModel, settings: Settings, batch_tokens: int = 2048) -> None:
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        settings: Settings,
+        batch_tokens: int = 2048,
+        precision: str = "auto",
+        calibration: Rows | None = None,
+    ) -> None:
         if getattr(network, "pooler", None) is not None:  # a head for training; nothing here reads its output
             network.pooler = None
-        self.network = network.eval()
+        described = identity.describe(network, settings)
+        self.network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.name: str | None = None  # where `load_model` found it
         self.settings = settings
         self.batch_tokens = batch_tokens
         self.dimension = int(network.config.hidden_size)
         self.vocabulary_size = int(network.get_input_embeddings().num_embeddings)
-        self.fingerprint = identity.fingerprint(network, settings, PRECISION)
         self._lock = threading.Lock()
-        self.packed, self.exact = self._try_packed()
+        made_up = self._made_up_rows()
+        self.packed = self._try_packed(made_up)
+        sample = made_up if precision == "auto" else None
+        if calibration is not None:
+            sample = self._sample(calibration)
+        self.precision, self.cosine = self._settle(precision, sample)
+        self.fingerprint = identity.fingerprint(described, self.precision)
+        self.exact = self.packed and self._is_exact(made_up)
 
     def refused(self, rows: Rows) -> dict[int, str]:
         """The rows that have no vector, by number, with the reason."""
@@ -143,36 +191,99 @@ class EmbeddingModel:
             vectors /= np.maximum(norms, 1e-12)
         return vectors
 
+    def matrix_product_seconds(self, tokens: int = 1024) -> float:
+        """Seconds a token that the network's bare matrix products take here, in batches of `tokens`."""
+        length = min(tokens, self.settings.max_length) - self.settings.specials
+        count = -(-tokens // (length + self.settings.specials))
+        values = np.random.default_rng(0).integers(0, self.vocabulary_size, count * length, np.int32)
+        rows = Rows(values, np.arange(count) * length, np.full(count, length))
+        with self._lock, torch.inference_mode():
+            return linear.bare_seconds(self.network, lambda: self._pooled(rows, self.packed)) / self.tokens(rows)
+
     def _pooled(self, rows: Rows, is_packed: bool) -> np.ndarray:
         run = packed.run_packed if is_packed else packed.run_padded
         s = self.settings
-        vectors: np.ndarray = run(self.network, rows, s.prefix, s.suffix, s.pooling).numpy()
+        vectors: np.ndarray = run(self.network, rows, s.prefix, s.suffix, s.pooling).cpu().numpy()
         return vectors
 
-    def _try_packed(self) -> tuple[bool, bool]:
-        """Compare made-up rows packed together with the same rows alone, by the plain call and packed."""
+    def _made_up_rows(self) -> Rows:
         limit = self.settings.max_length - self.settings.specials
         lengths = np.sort(np.minimum([1, 1, 2, 5, 9, 9, 17, 40, 40, 130, 300], limit))
         values = np.random.default_rng(0).integers(0, self.vocabulary_size, lengths.sum(), np.int32)
         if (pad := self.network.config.pad_token_id) is not None:
             values[values == pad] = (pad + 1) % self.vocabulary_size
-        rows = Rows(values, np.cumsum(lengths) - lengths, lengths)
-        singles = [rows.take(np.array([i])) for i in range(len(rows))]
+        return Rows(values, np.cumsum(lengths) - lengths, lengths)
+
+    def _sample(self, rows: Rows) -> Rows:
+        """The first rows that have a vector, of some thousand tokens together, or made-up ones where none has."""
+        rows = rows.take(np.array(sorted(set(range(len(rows))) - self.refused(rows).keys()), np.int64))
+        rows = rows.truncated(self.settings.max_length - self.settings.specials)
+        rows = rows.take(np.flatnonzero(np.cumsum(rows.lengths + self.settings.specials) <= _CALIBRATION_TOKENS))
+        return rows if len(rows) else self._made_up_rows()
+
+    def _try_packed(self, rows: Rows) -> bool:
+        """Whether rows packed together have the vectors that the plain call gives of each alone, in fp32."""
         plain_attention = self.network.config._attn_implementation
         with torch.inference_mode():
-            expected = np.concatenate([self._pooled(r, False) for r in singles])
+            expected = np.concatenate([self._pooled(r, False) for r in _singles(rows)])
             try:
                 if "position_ids" not in inspect.signature(self.network.forward).parameters:
                     raise packed.PackedUnsupportedError("no position_ids")
                 self.network.set_attn_implementation(packed.ATTENTION)
-                together = self._pooled(rows, True)
-                alone = np.concatenate([self._pooled(r, True) for r in singles])
-                worst = float(np.abs(together - expected).max())
+                worst = float(np.abs(self._pooled(rows, True) - expected).max())
                 if worst <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-                    return True, bool((together == alone).all())
+                    return True
                 reason = f"vectors differ by {worst:.2g}"
             except Exception as error:  # models that know nothing of it fail in ways of their own
                 reason = f"{type(error).__name__}: {error}"
         _log.warning("%s: batches are padded: %s", type(self.network).__name__, reason)
         self.network.set_attn_implementation(plain_attention)
-        return False, False
+        return False
+
+    def _settle(self, precision: str, rows: Rows | None) -> tuple[str, float | None]:
+        """Bring the network to the precision asked for; that one, and the lowest cosine found against fp32."""
+        if precision == "fp32" or (precision == "auto" and not has_bf16(self.network.device.type)):
+            self.prepacked = linear.prepack(self.network, self.batch_tokens)
+            return "fp32", None
+        expected = None if rows is None else self.embed(rows)
+        exact_network = copy.deepcopy(self.network) if precision == "auto" else None
+        _to_bf16(self.network)
+        self.prepacked = linear.prepack(self.network, self.batch_tokens)
+        cosine = None if expected is None else _lowest_cosine(self.embed(rows), expected)
+        if exact_network is None or cosine >= LEAST_COSINE:
+            return "bf16", cosine
+        self.network = exact_network
+        self.prepacked = linear.prepack(self.network, self.batch_tokens)
+        return "fp32", cosine
+
+    def _is_exact(self, rows: Rows) -> bool:
+        with torch.inference_mode():
+            alone = np.concatenate([self._pooled(r, True) for r in _singles(rows)])
+            return bool((self._pooled(rows, True) == alone).all())
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the processor ("cpu" or "cuda") multiplies bf16 matrices itself."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def _to_bf16(network: torch.nn.Module) -> None:
+    """Convert parameters, not buffers (rotary frequencies need their digits), nor LayerNorm's where it may stay."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.LayerNorm) and module.weight is not None and not module.weight.is_cuda:
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _singles(rows: Rows) -> list[Rows]:
+    return [rows.take(np.array([i])) for i in range(len(rows))]
+
+
+def _lowest_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The lowest over the rows; -1 where a vector is not finite."""
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(np.nan_to_num(cosines, nan=-1.0).min())

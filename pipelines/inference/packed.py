@@ -2,13 +2,15 @@
 
 transformers lets an attention function be registered under a name of one's own (`AttentionInterface`) and
 hands it the extra keywords of the model's call. So all rows of a batch go in as one `[1, tokens]` sequence
-whose positions restart at every row; only attention sees where rows end, and runs once a group of rows of
-equal length. Everything else in an encoder works token by token. (The idea: "unpadding", Zeng et al. 2022,
-"Boosting distributed training performance of the unpadded BERT model", arXiv:2208.08124.)
+whose positions restart at every row; only attention sees where rows end. It runs once a group of rows of
+equal length, or on CUDA in half precision once a batch, by flash attention over rows of any length.
+Everything else in an encoder works token by token. (The idea: "unpadding", Zeng et al. 2022, "Boosting
+distributed training performance of the unpadded BERT model", arXiv:2208.08124.)
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,19 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from pipelines.inference.rows import Rows
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None
+
 ATTENTION = "tokzip_packed"
 # Below some 12 tokens, matrix products take other kernels, whose sums round differently: such batches get
 # company, so that a row's vector does not depend on how many rows are with it.
 _LEAST_TOKENS = 32
+# Rows up to so long attend by batched matrix products, at most so many scores at once; for longer ones the
+# scores would decide the memory of a batch, and flash attention, which never holds them, is no slower.
+_LONGEST_PRODUCT = 512
+_SCORES_AT_ONCE = 1 << 22
 Groups = list[tuple[int, int, int]]  # (first token, rows, tokens a row) of each run of rows of equal length
 
 
@@ -36,22 +47,53 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    sliding_window: Any = None,
+    sliding_window: int | None = None,
     tokzip_groups: Groups | None = None,
+    tokzip_bounds: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of `[1, heads, tokens, dim]` within each row; gives `[1, tokens, heads, dim]`."""
-    if tokzip_groups is None or attention_mask is not None or sliding_window is not None:
-        raise PackedUnsupportedError("a mask or a sliding window")
+    """Attention of `[1, heads, tokens, dim]` within each row; gives `[1, tokens, heads, dim]`.
+
+    sliding_window: a token sees those fewer than so many places from it, on both sides.
+    """
+    if tokzip_groups is None or attention_mask is not None:
+        raise PackedUnsupportedError("a mask")
     if getattr(module, "is_causal", False) or query.shape != key.shape or query.shape[0] != 1:
         raise PackedUnsupportedError("causal, cross or grouped-query attention")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    heads = query.shape[1]
+    if tokzip_bounds is not None and query.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        side = -1 if sliding_window is None else sliding_window - 1
+        longest = max(length for _, _, length in tokzip_groups)
+        bounds = (tokzip_bounds, tokzip_bounds, longest, longest)
+        # One split of the keys: how they are split would depend on the longest row of the batch.
+        return varlen_attn(q, k, v, *bounds, scale=scale, window_size=(side, side), num_splits=1)[None], None
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for start, rows, length in tokzip_groups:
-        end = start + rows * length
-        q, k, v = (x[0, :, start:end].unflatten(1, (rows, length)).transpose(0, 1) for x in (query, key, value))
-        heads = scaled_dot_product_attention(q, k, v, scale=scaling)
-        out[0, start:end] = heads.transpose(1, 2).flatten(0, 1)
+        most = max(1, _SCORES_AT_ONCE // (heads * length**2))
+        for first in range(0, rows, most):
+            n = min(most, rows - first)
+            part = slice(start + first * length, start + (first + n) * length)
+            q, k, v = (x[0, :, part].unflatten(1, (n, length)).transpose(0, 1) for x in (query, key, value))
+            out[0, part] = _attend_equal(q, k, v, scale, sliding_window).transpose(1, 2).flatten(0, 1)
     return out, None
+
+
+def _attend_equal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:
+    """Attention of `[rows, heads, length, dim]`. Which way depends on the length alone: so do a row's bits."""
+    n, heads, length, dim = q.shape
+    hidden = None
+    if window is not None and window < length:
+        place = torch.arange(length, device=q.device)
+        hidden = (place - place[:, None]).abs() >= window
+    if length > _LONGEST_PRODUCT or q.is_cuda:
+        return scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden, scale=scale)
+    q, k, v = (x.reshape(n * heads, length, dim) for x in (q, k, v))
+    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    if hidden is not None:
+        scores.masked_fill_(hidden, float("-inf"))
+    return torch.bmm(scores.softmax(-1), v).view(n, heads, length, dim)
 
 
 AttentionInterface.register(ATTENTION, attend)
@@ -68,20 +110,24 @@ def groups_of(lengths: np.ndarray) -> Groups:
 def run_packed(
     network: PreTrainedModel, rows: Rows, prefix: tuple[int, ...], suffix: tuple[int, ...], pooling: str
 ) -> torch.Tensor:
-    """Pooled vectors `[rows, dim]`, not normalised, of rows that are in order of length."""
+    """Pooled vectors `[rows, dim]`, float32, not normalised, of rows that are in order of length."""
     ids, lengths = rows.layout(prefix, suffix)
     short = _LEAST_TOKENS - len(ids)
     filled = np.concatenate([lengths, np.ones(max(0, short), np.int64)])
     ids = np.concatenate([ids, np.full(max(0, short), ids[0])])
     groups = groups_of(filled)
+    bounds = None
+    if network.device.type == "cuda" and _has_varlen():
+        bounds = _on_device(network, np.concatenate([[0], np.cumsum(filled)]).astype(np.int32))
     hidden = network(
-        input_ids=torch.from_numpy(ids)[None],
-        position_ids=torch.from_numpy(positions(network, ids, filled))[None],
+        input_ids=_on_device(network, ids)[None],
+        position_ids=_on_device(network, positions(network, ids, filled))[None],
         tokzip_groups=groups,
+        tokzip_bounds=bounds,
     ).last_hidden_state[0]
     if pooling == "cls":
-        return hidden[torch.from_numpy(np.cumsum(lengths) - lengths)]
-    parts = [hidden[s : s + n * k].unflatten(0, (n, k)).sum(1) / k for s, n, k in groups]
+        return hidden[_on_device(network, np.cumsum(lengths) - lengths)].float()
+    parts = [hidden[s : s + n * k].unflatten(0, (n, k)).sum(1, dtype=torch.float32) / k for s, n, k in groups]
     return torch.cat(parts)[: len(rows)]
 
 
@@ -93,10 +139,21 @@ def run_padded(
     mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
     ids = torch.full(mask.shape, network.config.pad_token_id or 0)
     ids[mask] = torch.from_numpy(flat)
-    hidden = network(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    ids, mask = ids.to(network.device), mask.to(network.device)
+    hidden = network(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
     if pooling == "cls":
         return hidden[:, 0]
     return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _on_device(network: PreTrainedModel, array: np.ndarray) -> torch.Tensor:
+    """The array where the network is; to a GPU through pinned memory, without waiting."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(network.device, non_blocking=True) if network.device.type == "cuda" else tensor
+
+
+def _has_varlen() -> bool:
+    return varlen_attn is not None and "num_splits" in inspect.signature(varlen_attn).parameters
 
 
 def positions(network: PreTrainedModel, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -64,6 +64,11 @@ def find(model: str, file: str) -> Path | None:
         raise ModelError(f"model {model}: neither a folder nor a name that the hub gives: {error}") from error
 
 
+def transformer_folder(model: str) -> str:
+    """The folder within the model where its network and tokenizer are: "" at its top, or an older "0_Transformer"."""
+    return _modules(model).get("Transformer", "")
+
+
 def read_settings(
     model: str,
     capacity: int | None,
@@ -83,19 +88,17 @@ def read_settings(
     ):
         if value not in known:
             raise ModelError(f"{name} {value!r}: expected one of {', '.join(known)}")
-    modules = _read(model, "modules.json") or []
-    kinds = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in modules}
+    kinds = _modules(model)
+    folder = kinds.get("Transformer", "")
     if others := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise ModelError(f"model {model}: has the modules {sorted(others)}, which tokzip cannot run")
     if pooling == "auto":
         pooling = _pooling(model, kinds["Pooling"]) if "Pooling" in kinds else "mean"
-    tokenizer = _tokenizer(model)
+    tokenizer = _tokenizer(model, folder)
     prefix, suffix = _specials(model, tokenizer) if tokenizer else ((), ())
-    own = (_read(model, str(Path(kinds.get("Transformer", ""), "sentence_bert_config.json"))) or {}).get(
-        "max_seq_length"
-    )
+    own = (_read(model, _inside(folder, "sentence_bert_config.json")) or {}).get("max_seq_length")
     if own is None:
-        own = (_read(model, "tokenizer_config.json") or {}).get("model_max_length")
+        own = (_read(model, _inside(folder, "tokenizer_config.json")) or {}).get("model_max_length")
     limits = [int(n) for n in (own, capacity) if n is not None and n < 10**9]  # "no limit" is written as 1e30
     length = min(limits, default=512) if max_length is None else max_length
     if capacity is not None and length > capacity:
@@ -117,6 +120,15 @@ def _known_absent(model: str, file: str) -> bool:
     """Whether the hub has said before that there is no such file: its cache keeps a marker."""
     found = try_to_load_from_cache(model, file)
     return found is not None and not isinstance(found, str)
+
+
+def _modules(model: str) -> dict[str, str]:
+    """The modules of a model of sentence-transformers, each with its folder, by the last part of its type."""
+    return {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in _read(model, "modules.json") or []}
+
+
+def _inside(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
 
 
 def _read(model: str, file: str) -> Any:
@@ -142,13 +154,16 @@ def _pooling(model: str, folder: str) -> str:
     return str(modes[0])
 
 
-def _tokenizer(model: str) -> tokenizers.Tokenizer | None:
-    if path := find(model, "tokenizer.json"):
+def _tokenizer(model: str, folder: str) -> tokenizers.Tokenizer | None:
+    older = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+    if path := find(model, _inside(folder, "tokenizer.json")):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    elif any(find(model, f) for f in ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")):
+    elif any(find(model, _inside(folder, f)) for f in older):
         from transformers import AutoTokenizer  # converts the older files
 
-        tokenizer = tokenizers.Tokenizer.from_str(AutoTokenizer.from_pretrained(model).backend_tokenizer.to_str())
+        tokenizer = tokenizers.Tokenizer.from_str(
+            AutoTokenizer.from_pretrained(model, subfolder=folder).backend_tokenizer.to_str()
+        )
     else:
         return None
     tokenizer.no_truncation()

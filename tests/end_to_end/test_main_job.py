@@ -159,7 +159,8 @@ def test_wikitext_vectors_are_those_of_plain_transformers(wikitext: Any, shared_
         rows = np.linspace(0, len(texts) - 1, 250).astype(int)
         expected = plain_vectors(model_dir, texts.take(pa.array(rows)).to_pylist())
         cosines = (ours[rows] * expected).sum(1) / np.linalg.norm(ours[rows], axis=1)
-        assert cosines.min() >= 0.99999
+        precision = json.loads((output / "summary.json").read_text())["embed"]["precision"]
+        assert cosines.min() >= {"fp32": 0.99999, "bf16": 0.9998}[precision]
 
 
 def test_wikitext_again_with_its_cache_runs_the_model_on_no_row(wikitext: Any, tmp_path: Path) -> None:

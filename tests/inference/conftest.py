@@ -27,6 +27,22 @@ CONFIGS = {
         vocab_size=200, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64
     ),
     "electra": lambda: transformers.ElectraConfig(**_SMALL, embedding_size=16, max_position_embeddings=64),
+    "albert": lambda: transformers.AlbertConfig(**_SMALL, embedding_size=16, max_position_embeddings=64),
+    "xlm-roberta": lambda: transformers.XLMRobertaConfig(**_SMALL, max_position_embeddings=66, pad_token_id=1),
+    "camembert": lambda: transformers.CamembertConfig(**_SMALL, max_position_embeddings=66, pad_token_id=1),
+    "ernie": lambda: transformers.ErnieConfig(**_SMALL, max_position_embeddings=64, pad_token_id=0),
+    "nomic": lambda: transformers.NomicBertConfig(**_SMALL, max_position_embeddings=64),
+    "modernbert": lambda: transformers.ModernBertConfig(
+        **_SMALL,
+        max_position_embeddings=64,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
     "mpnet": lambda: transformers.MPNetConfig(**_SMALL, max_position_embeddings=66),
     "deberta-v2": lambda: transformers.DebertaV2Config(
         **_SMALL, max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"]
@@ -64,4 +80,4 @@ def tiny_with_specials(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm(model_dir: Path) -> EmbeddingModel:
-    return load_model(str(model_dir))
+    return load_model(str(model_dir), precision="fp32")

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pytest
 from made_up import random_rows
 
-from pipelines.inference import CachedEncoder, EmbeddingModel, load_model
+import tokzip_core as tz
+from pipelines.inference import CachedEncoder, EmbeddingModel, ModelError, load_model
 from pipelines.inference.rows import from_sequences
 from pipelines.stage import Stats
+from pipelines.storage import InputError
+from pipelines.tokenizing import Tokenizer, load_tokenizer
 from tokzip_core.cache import LayeredCache, MemoryLayer
 from tokzip_core.errors import InvalidTokensError
 
@@ -39,7 +42,10 @@ def test_hits_misses_and_duplicates_come_back_in_order(model: EmbeddingModel, tm
         "tokens_computed": 3 + 0 + 3 + 30 + 12 + 5 * 2,
         "cache_hits.memory": 2,
         "cache_hits.disk": 0,
+        "cache_values": 5,
+        "cache_value_bytes": stats["cache_value_bytes"],
     }
+    assert 0 < stats["cache_value_bytes"] <= 5 * (1 + 4 * 32)
     assert set(seconds) == {"seconds.lookup", "seconds.model"}
     assert encoder.stats["rows"] == 13
     encoder.close()
@@ -59,6 +65,21 @@ def test_any_mix_of_hits_is_right(model: EmbeddingModel) -> None:
         assert np.array_equal(encoder.encode([rows[i] for i in order]), expected[order])
     assert 0 < encoder.stats["cache_hits.memory"] < encoder.stats["rows"]
     assert encoder.stats["rows_computed"] > len(rows)
+
+
+@pytest.mark.parametrize("coding", ["fp16", "int8"])
+def test_lossy_values_are_the_same_the_first_time_and_from_the_cache(model: EmbeddingModel, coding: str) -> None:
+    rows = random_rows(np.random.default_rng(5).integers(0, 40, 60), 200)
+    encoder = CachedEncoder(model, "memory:1MB", coding)
+    first = encoder.encode(rows)
+    again = encoder.encode(rows[::-1])[::-1]
+    assert np.array_equal(first, again)
+    assert encoder.stats["cache_hits.memory"] == encoder.stats["rows_computed"] > 50
+    exact = model.embed(from_sequences(rows))
+    assert not np.array_equal(first, exact)
+    assert np.abs(first - exact).max() < np.abs(exact).max() / 200
+    assert encoder.stats["cache_cosine"] / encoder.stats["cache_sampled"] > 0.999
+    assert encoder.stats["cache_neighbours_kept"] > 0.9 * encoder.stats["cache_neighbours"] > 0
 
 
 def test_rows_that_truncation_makes_equal_are_folded(model: EmbeddingModel) -> None:
@@ -87,6 +108,30 @@ def test_rows_may_be_arrow_numpy_or_lists(model: EmbeddingModel) -> None:
     assert np.array_equal(encoder.encode([np.array(r, np.uint16) for r in rows]), expected)
     assert np.array_equal(encoder.encode(list(column[1:4])), expected)
     assert encoder.encode([]).shape == (0, 32)
+
+
+def test_texts_and_blobs_are_the_token_ids_they_stand_for(minilm: EmbeddingModel) -> None:
+    texts = ["the river ran past", "", "an old mill"]
+    column = Tokenizer(load_tokenizer(minilm.name), "huggingface").encode(pa.array(texts))
+    codebook = tz.train(column)
+    encoder = CachedEncoder(minilm)
+    expected = encoder.encode(column)
+    assert np.array_equal(encoder.encode(texts), expected)
+    assert np.array_equal(encoder.encode(pa.array(texts, pa.large_string())), expected)
+    assert np.array_equal(encoder.encode(tz.encode(column, codebook), codebook=codebook), expected)
+    with pytest.raises(InvalidTokensError, match="codebook"):
+        encoder.encode(tz.encode(column, codebook))
+    with pytest.raises(InvalidTokensError, match="null"):
+        encoder.encode(pa.array(["a", None]))
+
+
+def test_texts_need_a_tokenizer(tiny) -> None:
+    model = load_model(str(tiny("bert")))
+    with pytest.raises(InputError):
+        CachedEncoder(model).encode(["a"])
+    model.name = None
+    with pytest.raises(ModelError, match="by name"):
+        CachedEncoder(model).encode(["a"])
 
 
 @pytest.mark.parametrize(

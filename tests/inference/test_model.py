@@ -13,13 +13,22 @@ import torch
 from made_up import random_rows
 from transformers import AutoModel, AutoTokenizer
 
-from pipelines.inference import EmbeddingModel, ModelError, load_model, packed
+from pipelines.inference import EmbeddingModel, ModelError, check_model, load_model, packed
 from pipelines.inference.rows import from_sequences
 
 WORDS = ["the", "river", "ran", "past", "an", "old", "mill,", "where", "1,204", "birds", "(mostly", "rooks)", "slept"]
 TEXTS = [
     " ".join(WORDS[(i * j) % len(WORDS)] for j in range(n)) for i, n in enumerate((0, 1, 2, 3, 5, 8, 30, 90, 300) * 4)
 ]
+
+
+PACKED = [
+    "bert", "roberta", "distilbert", "electra", "albert", "xlm-roberta", "camembert", "ernie", "nomic", "modernbert"
+]  # fmt: skip
+
+
+def load_exact(folder: Path, **options) -> EmbeddingModel:
+    return load_model(str(folder), precision="fp32", **options)
 
 
 def plain(folder: Path, rows: list[np.ndarray], pooling: str = "mean", pad: int = 0) -> np.ndarray:
@@ -54,10 +63,10 @@ def test_real_model_equals_plain_transformers_in_padded_batches(model_dir: Path,
     assert np.abs(vectors - np.concatenate(expected)).max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_packed_equals_row_by_row(tiny, kind: str, pooling: str) -> None:
-    model = load_model(str(tiny(kind)), pooling=pooling, batch_tokens=150)
+    model = load_exact(tiny(kind), pooling=pooling, batch_tokens=150)
     rows = random_rows([1, 1, 2, 64, 3, 7, 7, 7, 20, 33, 64, 5, 12], 200)
     assert model.packed
     assert np.abs(model.embed(from_sequences(rows)) - plain(tiny(kind), rows, pooling)).max() < 2e-5
@@ -65,7 +74,7 @@ def test_packed_equals_row_by_row(tiny, kind: str, pooling: str) -> None:
 
 @pytest.mark.parametrize("kind", ["mpnet", "deberta-v2"])
 def test_models_that_attend_in_another_way_get_padded_batches(tiny, kind: str) -> None:
-    model = load_model(str(tiny(kind)), batch_tokens=150)
+    model = load_exact(tiny(kind), batch_tokens=150)
     rows = random_rows([1, 1, 2, 64, 3, 7, 7, 7, 20, 33, 64, 5, 12], 200)
     assert not model.packed
     assert np.abs(model.embed(from_sequences(rows)) - plain(tiny(kind), rows)).max() < 2e-5
@@ -74,7 +83,7 @@ def test_models_that_attend_in_another_way_get_padded_batches(tiny, kind: str) -
 def test_positions_of_roberta_skip_padding_tokens_inside_a_row(tiny) -> None:
     row = random_rows([12], 200)[0]
     row[[3, 7]] = 1
-    model = load_model(str(tiny("roberta")))
+    model = load_exact(tiny("roberta"))
     assert model.packed
     assert np.abs(model.embed(from_sequences([row])) - plain(tiny("roberta"), [row])).max() < 2e-5
 
@@ -119,8 +128,8 @@ def test_truncation_keeps_room_for_special_tokens(minilm: EmbeddingModel) -> Non
 
 
 def test_windows_are_averaged_by_their_tokens(tiny) -> None:
-    model = load_model(str(tiny("bert")), max_length=10, long_rows="window", normalize="on")
-    single = load_model(str(tiny("bert")), max_length=10)
+    model = load_exact(tiny("bert"), max_length=10, long_rows="window", normalize="on")
+    single = load_exact(tiny("bert"), max_length=10)
     row, short = random_rows([23, 4], 200)
     parts = single.embed(from_sequences([row[:10], row[10:20], row[20:]]))
     expected = np.average(parts, axis=0, weights=[10, 10, 3])
@@ -143,7 +152,7 @@ def test_settings_come_from_the_models_own_files(model_dir: Path, minilm: Embedd
     (copy / "sentence_bert_config.json").write_text('{"max_seq_length": 99}')
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (copy / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    changed = load_model(str(copy)).settings
+    changed = load_exact(copy).settings
     assert (changed.pooling, changed.max_length) == ("cls", 99)
     (copy / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
     with pytest.raises(ModelError, match="pooling is"):
@@ -151,12 +160,28 @@ def test_settings_come_from_the_models_own_files(model_dir: Path, minilm: Embedd
     assert load_model(str(copy), pooling="mean").settings.pooling == "mean"
     for file in ("modules.json", "sentence_bert_config.json"):
         (copy / file).unlink()
-    bare = load_model(str(copy)).settings
+    bare = load_exact(copy).settings
     assert (bare.pooling, bare.normalize, bare.max_length) == ("mean", False, 512)
 
 
+def test_an_older_layout_with_the_network_in_a_folder(model_dir: Path, minilm: EmbeddingModel, tmp_path: Path) -> None:
+    copy, folder = shutil.copytree(model_dir, tmp_path / "copy"), tmp_path / "copy" / "0_Transformer"
+    folder.mkdir()
+    for file in [f for f in copy.iterdir() if f.is_file() and f.name != "modules.json"]:
+        file.rename(folder / file.name)
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (copy / "modules.json").write_text(json.dumps(modules))
+    model = load_exact(copy)
+    assert model.settings == minilm.settings
+    assert model.fingerprint == minilm.fingerprint
+    options = {"pooling": "auto", "normalize": "auto", "max_length": None, "long_rows": "truncate"}
+    found = check_model(str(copy), **options, batch_tokens=2048, precision="auto")
+    assert found == (minilm.settings, 384)
+
+
 def test_settings_without_a_tokenizer(tiny) -> None:
-    s = load_model(str(tiny("roberta"))).settings
+    s = load_exact(tiny("roberta")).settings
     assert (s.max_length, s.specials, s.vocabulary) == (64, 0, None)
 
 

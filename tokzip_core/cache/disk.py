@@ -1,85 +1,36 @@
-"""The disk layer: an LMDB environment, kept between runs, shared by processes. Imports lmdb, xxhash.
-
-Two tables: `values`, key -> XXH3-64 of the value (8 bytes, little-endian) + value; and `order`, a running
-number -> key, by which the entries inserted first are evicted first. LMDB never grows its file beyond the map
-size, so the file's bound is the map's; eviction keeps a quarter of the map free, because LMDB copies the
-pages it changes. LMDB: https://www.symas.com/lmdb. XXH3: https://github.com/Cyan4973/xxHash.
-"""
+"""The disk layer: files of a folder, kept between runs, shared by processes. Imports segments and index."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+import time
 from pathlib import Path
-from typing import Any
 
-import lmdb
 import numpy as np
 import pyarrow as pa
-import xxhash
+import pyarrow.compute as pc
 
-from tokzip_core.cache.layer import CacheError, CacheLayer, key_bytes
+from tokzip_core.cache import segments
+from tokzip_core.cache.index import MAX_FILES, KeyIndex, Keys, Places, key_words
+from tokzip_core.cache.layer import CacheError, CacheLayer, array_of, flat
+from tokzip_core.cache.segments import PLACE, RECORD, SUM, Segment, Writer
 
-# Anything longer is not ours: a damaged length field must not make us touch pages beyond the file.
-MAX_VALUE_BYTES = 1 << 20
-# Beside data.mdb lies lock.mdb, a table of readers; its size is fixed by their number.
-MAX_READERS = 256
-_LOCK_FILE_BYTES = 64 * (MAX_READERS + 2)
-_FULL = 0.75
-_HEAD = 8  # bytes of checksum before a value
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_EVICTED_A_PUT = 2  # at most, while the tables are over their share
-_PAGES_CHANGED = 2 + _EVICTED_A_PUT  # by a put
-
-
-class _Shared:
-    """An environment of this process, and how many layers use it: LMDB allows a process one a file."""
-
-    def __init__(self, path: str, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.users = 0
-        file = Path(path) / "data.mdb"
-        map_size = (max_bytes - _LOCK_FILE_BYTES) // _PAGE * _PAGE
-        try:
-            Path(path).mkdir(parents=True, exist_ok=True)
-            there = file.stat().st_size if file.exists() else 0
-            if there > map_size:
-                raise CacheError(
-                    f"disk cache {path}: its {there} bytes exceed the bound of {max_bytes}; raise it or delete it"
-                )
-            # metasync off: a crash of the machine may lose the last transaction, never the integrity of the
-            # rest.
-            self.env = lmdb.open(path, map_size=map_size, max_dbs=2, max_readers=MAX_READERS, metasync=False)
-            self.env.reader_check()
-            self.values = self.env.open_db(b"values")
-            self.order = self.env.open_db(b"order", integerkey=True)
-        except (lmdb.Error, OSError) as error:
-            raise CacheError(f"disk cache {path}: cannot be opened for reading and writing: {error}") from error
-
-
-_open: dict[str, _Shared] = {}
-_lock = threading.RLock()
-
-
-def _forget_parents() -> None:
-    """In a forked child: LMDB's handles are the parent's and must not be used here; open anew when needed."""
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
-    for shared in _open.values():
-        shared.env.close()
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
+_REFRESH_SECONDS = 0.1  # at most this often are files looked for that other processes have written
+_LOCK_SECONDS = 5.0
+_SEGMENTS = 64  # about so many when full: what is evicted at once is that part of the whole
+_MAX_SEGMENT_BYTES = 1 << 32
 
 
 class DiskLayer(CacheLayer):
-    """A folder with a bound on the bytes of its files. Damaged entries are misses, counted as `corrupt`.
+    """A folder with a bound on the bytes of its files, the sum over all processes that use it.
 
-    Opens on construction, so that a folder that cannot be used is an error before any work, and again in a
-    forked child. Raises CacheError where the folder cannot be opened, is over its bound already, or is open
-    in this process with another bound.
+    What does not fit evicts whole segments: never one that an open layer of any process has read from or written to,
+    so that a running job keeps what it needs; of the others, those that the oldest run used last. Where there is none
+    left to evict, new entries are not kept (counted as `refused`): a job of more rows than the bound has room for finds
+    the first of them again. The index of the keys is in memory, 16 to 48 bytes an entry. Raises CacheError where the
+    folder cannot be used.
     """
 
     name = "disk"
@@ -88,130 +39,195 @@ class DiskLayer(CacheLayer):
         super().__init__()
         self.path = os.path.realpath(path)
         self.max_bytes = max_bytes
-        self._mine: _Shared | None = None
-        self._environment()
+        self.segment_bytes = min(max_bytes // _SEGMENTS, _MAX_SEGMENT_BYTES)
+        self._started = time.time()
+        self._adopt = True
+        from tokzip_core.kernels import entries
 
-    def _environment(self) -> _Shared:
-        with _lock:
-            shared = _open.get(self.path)
-            if shared is None or shared is not self._mine:
-                if shared is None:
-                    shared = _open[self.path] = _Shared(self.path, self.max_bytes)
-                if shared.max_bytes != self.max_bytes:
-                    raise CacheError(
-                        f"disk cache {self.path}: already open in this process with bound {shared.max_bytes}"
-                    )
-                shared.users += 1
-                self._mine = shared
-            return shared
+        self._kernels = entries
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with segments.folder_lock(self.path, _LOCK_SECONDS):
+                there = sum(segments.sizes(self.path).values())
+        except OSError as error:
+            raise CacheError(f"disk cache {path}: cannot be opened for reading and writing: {error}") from error
+        if there > max_bytes:
+            raise CacheError(
+                f"disk cache {path}: its {there} bytes exceed the bound of {max_bytes}; raise it or delete it"
+            )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._index = KeyIndex()
+        self._segments: dict[str, Segment] = {}
+        self._by_number: dict[int, Segment] = {}
+        self._maps = np.zeros((0, 4), np.uint64)
+        self._foreign: set[str] = set()
+        self._writer: Writer | None = None
+        self._refresh(segments.sizes(self.path))
+
+    def _in_this_process(self) -> None:
+        """In a forked child: the locks are the parent's; begin anew."""
+        if self._process != os.getpid():
+            self._let_go()
+            self._begin()
+
+    def _refresh(self, names: dict[str, int]) -> None:
+        """Index what is new in the folder, forget what is gone."""
+        self._refreshed = time.monotonic()
+        for name in [n for n in self._segments if n not in names]:
+            self._forget(self._segments[name])
+        for name in sorted(names.keys() - self._foreign):
+            segment = self._segments.get(name)
+            try:
+                if segment is None:
+                    number = next(i for i in range(len(self._by_number) + 1) if i not in self._by_number)
+                    if number == MAX_FILES:
+                        return
+                    segment = Segment(self.path, name, number)
+                    self._segments[name] = self._by_number[number] = segment
+                self._grow(segment)
+            except FileNotFoundError:  # deleted, or not written yet
+                continue
+            except (OSError, ValueError):
+                self._foreign.add(name)
+                self._count(corrupt=1)
+
+    def _grow(self, segment: Segment) -> None:
+        first = segment.grow()
+        if len(segment.records) > first:
+            self._map(segment)
+            self._index.add(np.ascontiguousarray(segment.records[first:, :PLACE]), segment.number, first)
+
+    def _map(self, segment: Segment) -> None:
+        """Where the kernels find the segment; in a new table, since a look-up may be reading the old one."""
+        maps = np.zeros((max(len(self._maps), segment.number + 1), 4), np.uint64)
+        maps[: len(self._maps)] = self._maps
+        records, data = segment.records, segment.data
+        maps[segment.number] = records.ctypes.data, len(records), data.ctypes.data, len(data)
+        self._maps = maps
+
+    def _forget(self, segment: Segment) -> None:
+        self._index.drop(segment.number)
+        segment.close()
+        del self._segments[segment.name], self._by_number[segment.number]
+        if self._writer is not None and self._writer.segment is segment:
+            self._stop_writing()
+
+    def _locate(self, keys: Keys) -> tuple[Places, Places, Places]:
+        """The file and row of each key's entry, and the bytes of its value, or what below 0 says why there is none."""
+        files, rows = self._index.find(keys)
+        sizes = np.empty(len(keys), np.int64)
+        self._kernels.lengths(keys, files, rows, self._maps, sizes)
+        return files, rows, sizes
 
     def get_many(self, keys: pa.FixedSizeBinaryArray) -> pa.BinaryArray:
-        wanted = key_bytes(keys)
-        shared = self._environment()
-        try:
-            with shared.env.begin(db=shared.values, buffers=True) as txn:
-                stored = list(map(txn.get, wanted))
-                sound = [v for v in stored if v is not None and _HEAD <= len(v) <= MAX_VALUE_BYTES + _HEAD]
-                lengths = np.array([0 if v is None else len(v) for v in stored], np.int64)
-                data = b"".join(sound)  # the buffers end with the transaction
-                del stored, sound
-            result, corrupt = _checked(data, lengths)
-        except lmdb.Error:  # its pages are damaged
-            self.counters["failed"] += 1
-            result, corrupt = pa.nulls(len(wanted), pa.binary()), 0
-        self.counters["corrupt"] += corrupt
-        self.counters["misses"] += result.null_count
-        self.counters["hits"] += len(wanted) - result.null_count
-        return result
+        words = key_words(keys)
+        self._in_this_process()
+        with self._lock:
+            files, rows, sizes = self._locate(words)
+            if (sizes < 0).any() and time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+                self._refresh(segments.sizes(self.path))
+                files, rows, sizes = self._locate(words)
+            maps, kept = self._maps, []
+            for number in np.flatnonzero(np.bincount(files[sizes >= 0])).tolist():
+                segment = self._by_number[number]
+                segment.use(self._started)
+                kept.append((segment.records, segment.data))  # mapped as long as they are read
+        ends = np.cumsum(np.maximum(sizes, 0))
+        out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        good = np.zeros(len(words), np.bool_)
+        self._kernels.read(words, files, rows, maps, sizes, ends - sizes, out, good)
+        del kept
+        corrupt = ~good & (sizes != self._kernels.OTHER_KEY)
+        with self._lock:
+            if corrupt.any():
+                self._index.remove(words[corrupt])
+            self._count(hits=good.sum(), misses=(~good).sum(), corrupt=corrupt.sum())
+        return array_of(out, ends, good)
 
     def put_many(self, keys: pa.FixedSizeBinaryArray, values: pa.BinaryArray) -> None:
-        shared = self._environment()
-        entries = list(zip(key_bytes(keys), values.to_pylist(), strict=True))
-        # LMDB copies the pages it changes: a transaction stays so small that the free quarter has room for its copies
-        # and for those of the two before it, which are not free for use yet.
-        limit, start, size = self.max_bytes // 32, 0, 0
-        for i, (_, value) in enumerate(entries):
-            size += len(value) + _PAGES_CHANGED * _PAGE
-            if size >= limit or i == len(entries) - 1:
-                try:
-                    self._put(shared, entries[start : i + 1])
-                except (
-                    lmdb.Error
-                ):  # the cache is full of what it cannot let go, or its disk is; a miss later is no loss
-                    self.counters["failed"] += 1
-                start, size = i + 1, 0
+        words = key_words(keys)
+        self._in_this_process()
+        with self._lock:
+            longest = min(segments.MAX_VALUE_BYTES, self.segment_bytes - 2 * RECORD)
+            new = (self._locate(words)[2] < 0) & (np.asarray(pc.binary_length(values)) <= longest)
+            if not new.any():
+                return
+            words, values = np.ascontiguousarray(words[new]), values.filter(pa.array(new))
+            data, starts, ends = flat(values)
+            records = np.empty((len(words), 5), np.uint64)
+            records[:, :PLACE] = words[:, :PLACE]
+            records[:, PLACE] = (ends - starts) << self._kernels.PLACE_BITS
+            sums = np.empty(len(words), np.uint64)
+            self._kernels.checksums(words, data, starts, ends, sums)
+            records[:, SUM] = sums
+            try:
+                with segments.folder_lock(self.path, _LOCK_SECONDS):
+                    self._append(records, data, starts, ends)
+            except OSError as error:  # no room on the device, or no folder any more
+                self._adopt = False
+                self._stop_writing()
+                raise CacheError(f"disk cache {self.path}: {error}") from error
 
-    def _put(self, shared: _Shared, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        puts = 0
-        with shared.env.begin(write=True) as txn:
-            last = txn.cursor(shared.order)
-            number = int.from_bytes(last.key(), "little") + 1 if last.last() else 0
-            for key, value in entries:
-                if len(value) > min(MAX_VALUE_BYTES, self.max_bytes // 64):
-                    continue
-                data = xxhash.xxh3_64_intdigest(value).to_bytes(8, "little") + value
-                if txn.put(key, data, db=shared.values, overwrite=False):
-                    txn.put(number.to_bytes(8, "little"), key, db=shared.order, append=True)
-                    number += 1
-                    puts += 1
-                elif txn.get(key, db=shared.values) != data:  # damaged: its place in the order stays
-                    txn.put(key, data, db=shared.values)
-            evicted = self._evict(shared, txn, _EVICTED_A_PUT * len(entries))
-        self.counters["puts"] += puts
-        self.counters["evicted"] += evicted
+    def _append(self, records: Keys, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        there = segments.sizes(self.path)
+        self._refresh(there)
+        cost = np.cumsum(ends - starts + RECORD)
+        first = 0
+        while first < len(records):
+            before = int(cost[first - 1]) if first else 0
+            writer = self._writer_for(int(cost[first]) - before, there)
+            room = self.segment_bytes - there[writer.segment.name]
+            last = max(first + 1, int(np.searchsorted(cost, before + room, "right")))
+            need = int(cost[last - 1]) - before
+            while sum(there.values()) + need > self.max_bytes:
+                gone = segments.delete_unused(self.path, there)
+                if gone is None:
+                    self._count(refused=len(records) - first)
+                    return
+                del there[gone]
+                if gone in self._segments:
+                    self._count(evicted=len(self._segments[gone].records))
+                    self._forget(self._segments[gone])
+            records[first:last, PLACE] += (starts[first:last] - starts[first]).astype(np.uint64)
+            writer.append(records[first:last], data[starts[first] : ends[last - 1]].data)
+            self._grow(writer.segment)
+            there[writer.segment.name] += need
+            self._count(puts=last - first)
+            first = last
 
-    def _evict(self, shared: _Shared, txn: Any, limit: int) -> int:
-        """Delete what was inserted first until the tables fit, or `limit` entries; the number of entries deleted."""
-        evicted = 0
-        cursor = txn.cursor(shared.order)
-        while evicted < limit and _bytes(txn, shared) > self.max_bytes * _FULL:
-            if not cursor.first():
-                break
-            txn.delete(cursor.value(), db=shared.values)
-            cursor.delete()
-            evicted += 1
-        return evicted
+    def _writer_for(self, size: int, there: dict[str, int]) -> Writer:
+        """With room for `size` bytes: the one at hand, that of a segment left half empty, or that of a new one."""
+        if self._writer is not None and there[self._writer.segment.name] + size <= self.segment_bytes:
+            return self._writer
+        self._stop_writing()
+        for name in sorted(self._segments, reverse=True) if self._adopt else ():
+            if there[name] <= self.segment_bytes // 2:
+                with contextlib.suppress(OSError):  # another process appends to it
+                    self._writer = Writer(self._segments[name])
+                    break
+        if self._writer is None:
+            name = segments.create(self.path)
+            there[name] = RECORD
+            self._refresh(there)
+            self._writer = Writer(self._segments[name])
+        self._writer.segment.use(self._started)
+        return self._writer
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _let_go(self) -> None:
+        self._stop_writing()
+        for segment in self._segments.values():
+            segment.close()
 
     def close(self) -> None:
-        with _lock:
-            shared, self._mine = self._mine, None
-            if shared is None or _open.get(self.path) is not shared:
-                return
-            shared.users -= 1
-            if not shared.users:
-                shared.env.close()
-                del _open[self.path]
-
-
-def _bytes(txn: Any, shared: _Shared) -> int:
-    stats = (txn.stat(shared.values), txn.stat(shared.order))
-    return sum(int(s["psize"]) * (s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"]) for s in stats)
-
-
-def _checked(data: bytes, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[pa.BinaryArray, int]:
-    """Values from entries (checksum + value) of the given lengths, one after another in `data`; and how many are bad.
-
-    Null where there is no entry (length 0), where its length is none that we write (not in `data`), or where the
-    checksum is not the value's.
-    """
-    if len(data) > np.iinfo(np.int32).max:
-        raise CacheError(f"{len(data)} bytes of values at once; ask for fewer keys")
-    there = np.flatnonzero((lengths >= _HEAD) & (lengths <= MAX_VALUE_BYTES + _HEAD))
-    ends = np.cumsum(lengths[there])
-    starts = ends - lengths[there]
-    view, raw = memoryview(data), np.frombuffer(data, np.uint8)
-    bodies = zip((starts + _HEAD).tolist(), ends.tolist(), strict=True)
-    sums = np.array([xxhash.xxh3_64_intdigest(view[a:b]) for a, b in bodies], np.uint64)
-    heads = starts[:, None] + np.arange(_HEAD)
-    good = raw[heads].view("<u8")[:, 0] == sums
-    if len(there) and (lengths[there] == lengths[there[0]]).all():  # one model's vectors
-        values = np.ascontiguousarray(raw.reshape(len(there), -1)[:, _HEAD:])
-    else:
-        values = np.delete(raw, heads.ravel())
-    valid = np.zeros(len(lengths), np.bool_)
-    valid[there] = good
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    offsets[there + 1] = lengths[there] - _HEAD
-    buffers = [np.packbits(valid, bitorder="little"), np.cumsum(offsets, dtype=np.int32), values]
-    array = pa.Array.from_buffers(pa.binary(), len(lengths), [pa.py_buffer(b) for b in buffers])
-    return array, int((lengths > 0).sum() - valid.sum())
+        with self._lock:
+            self._let_go()
+            self._segments, self._by_number, self._index = {}, {}, KeyIndex()

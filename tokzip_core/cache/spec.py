@@ -15,7 +15,8 @@ _UNITS = {
 }
 _UNITS = {"B": 1, "kB": 1000, **_UNITS}
 MIN_DISK_BYTES = 1 << 20
-EXAMPLE = '"memory:256MB,disk:PATH:20GB", or "none"'
+EXAMPLE = '"memory:256MB,disk:PATH:20GB,redis://HOST:6379/0,folder:URL", or "none"'
+_REDIS = ("redis", "rediss", "unix")
 
 
 class CacheSpecError(CacheError, ValueError):
@@ -24,16 +25,39 @@ class CacheSpecError(CacheError, ValueError):
 
 @dataclass(frozen=True)
 class LayerSpec:
-    kind: str  # "memory" or "disk"
-    max_bytes: int
-    path: str = ""
+    """kind: "memory", "disk", "redis" or "folder"; max_bytes: of memory and disk; place: path or URL of the others."""
+
+    kind: str
+    max_bytes: int = 0
+    place: str = ""
 
     def open(self) -> CacheLayer:
-        if self.kind == "memory":
-            return MemoryLayer(self.max_bytes)
-        from tokzip_core.cache.disk import DiskLayer  # lmdb is needed by those alone who ask for it
+        # What a layer stands on is needed by those alone who ask for it.
+        if self.kind == "disk":
+            from tokzip_core.cache.disk import DiskLayer
 
-        return DiskLayer(self.path, self.max_bytes)
+            return DiskLayer(self.place, self.max_bytes)
+        if self.kind == "redis":
+            from tokzip_core.cache.redis import RedisLayer
+
+            return RedisLayer(self.place)
+        if self.kind == "folder":
+            from tokzip_core.cache.folder import FolderLayer
+
+            return FolderLayer(self.place)
+        return MemoryLayer(self.max_bytes)
+
+    def __str__(self) -> str:
+        """For people: without the user and password of a URL."""
+        size = f"{self.max_bytes / 1e6:g}MB"
+        if self.kind == "memory":
+            return f"memory:{size}"
+        place = re.sub(r"(?<=://)[^/@]*@", "", self.place)
+        return (
+            place.partition("?")[0]
+            if self.kind == "redis"
+            else f"{self.kind}:{place}" + f":{size}" * bool(self.max_bytes)
+        )
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,9 @@ class CacheSpec:
     """A stack of layers, the fastest first; small and picklable. None at all means no cache."""
 
     layers: tuple[LayerSpec, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.layers)) or "none"
 
     def open(self) -> LayeredCache:
         """Raises CacheError where a layer cannot be opened."""
@@ -55,15 +82,17 @@ class CacheSpec:
 
 
 def parse_cache_spec(text: str) -> CacheSpec:
-    """`memory:SIZE` and `disk:PATH:SIZE`, separated by commas, looked up in that order; or `none`.
+    """Layers separated by commas, looked up in that order; or `none`.
 
-    SIZE is a number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB. PATH is a folder (`~` is
-    the home folder), made absolute, without commas. Raises CacheSpecError.
+    `memory:SIZE`; `disk:PATH:SIZE`; `redis://[user:password@]host:port/db[?ttl=SECONDS]` (also rediss, unix);
+    `folder:URL`, or a bare URL of any other scheme, for a folder of any fsspec store. SIZE is a number with B, KB, MB,
+    GB, TB (powers of 1000) or KiB, MiB, GiB, TiB. PATH is a folder (`~` is the home folder), made absolute. There may
+    be no comma in any. Raises CacheSpecError.
     """
     if text.strip() == "none":
         return CacheSpec(())
     layers = tuple(_layer(part.strip()) for part in text.split(","))
-    names = [(layer.kind, layer.path) for layer in layers]
+    names = [(layer.kind, layer.place) for layer in layers]
     if len(set(names)) < len(names):
         raise CacheSpecError(f"cache {text!r} names a layer twice")
     return CacheSpec(layers)
@@ -80,7 +109,19 @@ def _layer(part: str) -> LayerSpec:
             if max_bytes < MIN_DISK_BYTES:
                 raise CacheSpecError(f"cache layer {part!r}: a disk layer needs at least 1MiB")
             return LayerSpec("disk", max_bytes, str(Path(path).expanduser().absolute()))
+    if kind in _REDIS and rest.startswith("//") and rest != "//":
+        return LayerSpec("redis", place=part)
+    if kind == "folder" and rest:
+        return _folder(rest)
+    if re.fullmatch(r"[a-z][a-z0-9+.-]*", kind) and rest.startswith("//") and rest != "//":
+        return _folder(part)
     raise CacheSpecError(f"cache layer {part!r}: expected {EXAMPLE}")
+
+
+def _folder(place: str) -> LayerSpec:
+    if "://" not in place:
+        place = str(Path(place).expanduser().absolute())
+    return LayerSpec("folder", place=place)
 
 
 def _size(text: str, part: str) -> int:

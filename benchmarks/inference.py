@@ -1,0 +1,213 @@
+"""Stage 2 and what else makes vectors: `python -m benchmarks.inference [INPUT] [--rows N] [--out FILE]`.
+
+INPUT is a Parquet file with a `text` column (default: WikiText-103's validation split beside the checkout). All
+subjects see the same N rows of at most 256 tokens with all-MiniLM-L6-v2 and take turns, `--rounds` times; seconds are
+medians. 1.0 x is plain transformers: file-order batches of 32, padded to their longest, fp32. `sentence-transformers`
+starts from the text, all others from token ids. A Beam job's start-up, model loading included, is what it takes over
+one row, and taken off in the ratios. Writes the figures as JSON to FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks import inference_peers as peers
+from pipelines import compress, demo, embed
+from pipelines.inference import CachedEncoder, EmbeddingModel, load_model
+from pipelines.inference.model import has_bf16
+from pipelines.inference.rows import from_sequences
+from pipelines.tokenizing import Tokenizer, load_tokenizer
+
+VALIDATION = Path(__file__).parents[2] / "shared/data/wikitext-103-v1/validation-00000-of-00001.parquet"
+BASE = "plain transformers, file order, fp32"
+
+
+def quiet_job(command: Callable[[list[str]], int], *args: object) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = command([*map(str, args), "--no-progress"])
+    if code:
+        raise SystemExit(f"a job ended with exit code {code}")
+
+
+class Bench:
+    """The rows in every form that a subject wants, and a folder for what they write."""
+
+    def __init__(self, texts: list[str], scratch: Path) -> None:
+        self.texts, self.scratch, self.folder, self.runs = texts, scratch, demo.model_folder(), 0
+        tokens = Tokenizer(load_tokenizer(str(self.folder))).encode(pa.array(texts, pa.string()))
+        self.rows = from_sequences([np.asarray(row.values) for row in tokens])
+        self.exact = load_model(str(self.folder), precision="fp32", max_length=peers.LONGEST)
+        self.fast = load_model(str(self.folder), precision="bf16", max_length=peers.LONGEST)
+        flat, lengths = self.exact.clip(self.rows)[0].layout(self.exact.settings.prefix, self.exact.settings.suffix)
+        # Copies: a view would be pickled with all that it is a view of.
+        self.ids = [part.clone() for part in torch.from_numpy(flat).split(lengths.tolist())]
+        self.tokens = int(lengths.sum())
+        for name, part in (("rows", texts), ("one", ["A row of its own."])):
+            pq.write_table(pa.table({"text": pa.array(part, pa.string())}), scratch / f"{name}.parquet")
+            quiet_job(compress.main, "--input", scratch / f"{name}.parquet", "--output", scratch / f"{name}-tokens",
+                      "--tokenizer", self.folder)  # fmt: skip
+
+    def new_folder(self) -> Path:
+        self.runs += 1
+        return self.scratch / f"run-{self.runs}"
+
+    def encode(self, model: EmbeddingModel, cache: str) -> Callable[[], np.ndarray]:
+        def run() -> np.ndarray:
+            encoder = CachedEncoder(model, cache.format(new=self.new_folder()))
+            try:
+                return encoder.encode(self.rows)
+            finally:
+                encoder.close()
+
+        return run
+
+    def cached(self, share_of_new: float) -> str:
+        """A disk cache that has all rows but some, spread evenly."""
+        spec, every = f"disk:{self.new_folder()}:1GB", round(1 / share_of_new) if share_of_new else 0
+        keep = np.array([i for i in range(len(self.rows)) if not every or i % every], np.int64)
+        encoder = CachedEncoder(self.fast, spec)
+        encoder.encode(self.rows.take(keep))
+        encoder.close()
+        return spec
+
+    def partly_new(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Make a cache that lacks a tenth of the rows; encode all with it."""
+        spec: list[str] = []
+
+        def encode() -> None:
+            encoder = CachedEncoder(self.fast, spec.pop())
+            encoder.encode(self.rows)
+            encoder.close()
+
+        return lambda: spec.append(self.cached(0.1)), encode
+
+    def job(self, rows: str, cache: str) -> Callable[[], None]:
+        return lambda: quiet_job(
+            embed.main, "--input", self.scratch / f"{rows}-tokens", "--output", self.new_folder(), "--model",
+            self.folder, "--max-length", peers.LONGEST, "--precision", "bf16", "--cache", cache,
+        )  # fmt: skip
+
+
+def subjects(bench: Bench) -> dict[str, tuple[Callable[[], None] | None, Callable[[], Any]]]:
+    """By name: what to do before each run, not timed, and the run."""
+    folder, ids = bench.folder, bench.ids
+    full = bench.cached(0)
+    bare = bench.fast.matrix_product_seconds
+    made: dict[str, Callable[[], Any]] = {
+        BASE: peers.transformers_plain(folder, ids, False),
+        "plain transformers, sorted, fp32": peers.transformers_plain(folder, ids, True),
+        "sentence-transformers, fp32": peers.sentence_transformers(folder, bench.texts, torch.float32),
+        "sentence-transformers, bf16": peers.sentence_transformers(folder, bench.texts, torch.bfloat16),
+        "Beam RunInference, Hugging Face handler, fp32": peers.run_inference(folder, ids, torch.float32),
+        "Beam RunInference, Hugging Face handler, bf16": peers.run_inference(folder, ids, torch.bfloat16),
+        "Beam RunInference, one row": peers.run_inference(folder, ids[:1], torch.bfloat16),
+        "tokzip, fp32, cold": bench.encode(bench.exact, "none"),
+        "tokzip, bf16, cold": bench.encode(bench.fast, "none"),
+        "tokzip, bf16, cold, empty disk cache": bench.encode(bench.fast, "disk:{new}:1GB"),
+        "bare packed loop, bf16": lambda: bench.fast.embed(bench.rows),
+        "bare matrix products, bf16": lambda: bare(2048) * bench.tokens,
+        "tokzip embed, job over one row": bench.job("one", "none"),
+        "tokzip embed, bf16, cold": bench.job("rows", "none"),
+        "tokzip embed, all cached": bench.job("rows", full),
+        "tokzip, all cached on disk": bench.encode(bench.fast, full),
+    }
+    prepare, rerun = bench.partly_new()
+    return {**{name: (None, run) for name, run in made.items()}, "tokzip, 10 % new rows": (prepare, rerun)}
+
+
+def measure(bench: Bench, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds by subject, a figure a round; and the lowest cosine to the base of those that give their vectors."""
+    seconds: dict[str, list[float]] = {}
+    cosines: dict[str, float] = {}
+    expected: np.ndarray | None = None
+    todo = subjects(bench)
+    for round_ in range(rounds):
+        for name, (prepare, run) in todo.items():
+            if prepare:
+                prepare()
+            start = time.perf_counter()
+            result = run()
+            took = time.perf_counter() - start
+            seconds.setdefault(name, []).append(result if isinstance(result, float) else took)
+            if isinstance(result, np.ndarray):
+                expected = result if expected is None else expected
+                norms = np.linalg.norm(result, axis=1) * np.linalg.norm(expected, axis=1)
+                cosines[name] = float(((result * expected).sum(1) / norms).min())
+        print(f"round {round_ + 1} of {rounds} done", flush=True)
+    return seconds, cosines
+
+
+def ratios(s: dict[str, float]) -> dict[str, float]:
+    """The targets' figures, from median seconds."""
+    cold, start = s["tokzip, bf16, cold"], s["tokzip embed, job over one row"]
+    beam = {
+        p: s[f"Beam RunInference, Hugging Face handler, {p}"] - s["Beam RunInference, one row"]
+        for p in ("fp32", "bf16")
+    }
+    return {
+        "fp32, cold, against plain transformers": s[BASE] / s["tokzip, fp32, cold"],
+        "bf16, cold, against plain transformers": s[BASE] / cold,
+        "bf16, cold, share of the bare matrix products": s["bare matrix products, bf16"] / cold,
+        "bare packed loop, share of the bare matrix products": s["bare matrix products, bf16"]
+        / s["bare packed loop, bf16"],
+        "bf16 against sentence-transformers fp32": s["sentence-transformers, fp32"] / cold,
+        "bf16 against sentence-transformers bf16": s["sentence-transformers, bf16"] / cold,
+        "bf16 against Beam RunInference fp32": beam["fp32"] / cold,
+        "bf16 against Beam RunInference bf16": beam["bf16"] / cold,
+        "whole Beam job against the bare packed loop": s["bare packed loop, bf16"]
+        / max(1e-9, s["tokzip embed, bf16, cold"] - start),
+        "rerun, all cached on disk, against cold": cold / s["tokzip, all cached on disk"],
+        "rerun, 10 % new rows, against cold": cold / s["tokzip, 10 % new rows"],
+        "cost of an empty disk cache": s["tokzip, bf16, cold, empty disk cache"] / cold - 1,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
+    parser.add_argument("input", type=Path, nargs="?", default=VALIDATION)
+    parser.add_argument("--rows", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("inference.json"))
+    args = parser.parse_args()
+    if not has_bf16("cpu"):
+        print("this processor has no bf16: those figures are of an emulation")
+    table = pq.read_table(args.input, columns=["text"])
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(table["text"].slice(0, args.rows).to_pylist(), Path(scratch))
+        seconds, cosines = measure(bench, args.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    figures = ratios(medians)
+    print(f"\n{len(bench.rows):,} rows, {bench.tokens:,} tokens, {torch.get_num_threads()} threads, medians\n")
+    print(f"{'':<48}{'seconds':>9}{'µs/token':>10}{'x':>8}  lowest cosine")
+    for name, median in medians.items():
+        cosine = f"{cosines[name]:.6f}" if name in cosines else ""
+        print(f"{name:<48}{median:>9.3f}{1e6 * median / bench.tokens:>10.1f}{medians[BASE] / median:>8.2f}  {cosine}")
+    print()
+    for name, value in figures.items():
+        print(f"{name:<56}{value:>9.3f}")
+    report = {
+        "rows": len(bench.rows),
+        "tokens": bench.tokens,
+        "seconds": seconds,
+        "cosines": cosines,
+        "ratios": figures,
+    }
+    args.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`tokzip embed`: the precision is settled once, recorded, and kept; types and dimensions reach the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import compress, embed
+from pipelines.inference import load_model
+from pipelines.inference import model as model_module
+from pipelines.stage import _loaded
+
+
+@pytest.fixture
+def tokens(tiny_with_specials: Path, tmp_path: Path) -> Path:
+    """A token data set of few rows, the first of them null."""
+    (tmp_path / "text").mkdir()
+    texts = pa.array([None, *("a " * (n % 50) for n in range(100))], pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "text" / "t.parquet")
+    code = compress.main(["--input", str(tmp_path / "text"), "--output", str(tmp_path / "tokens"), "--tokenizer",
+                          str(tiny_with_specials), "--tokenizer-engine", "huggingface", "--no-progress"])  # fmt: skip
+    assert code == 3
+    return tmp_path / "tokens"
+
+
+def run(tokens: Path, model: Path, output: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    _loaded.clear()  # as in a process of its own
+    code = embed.main(["--input", str(tokens), "--output", str(output), "--model", str(model), "--cache", "none",
+                       "--no-progress", *options])  # fmt: skip
+    summary = output / "_tokzip" / "summary.json"
+    return code, json.loads(summary.read_text()) if summary.exists() else {}
+
+
+def described(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(pq.read_metadata(next(output.glob("*.parquet"))).metadata[b"tokzip.model"])
+    return found
+
+
+@pytest.mark.parametrize(("least", "taken"), [(0.9, "bf16"), (1.1, "fp32")])
+def test_auto_is_settled_by_the_jobs_rows_and_kept(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, taken: str
+) -> None:
+    monkeypatch.setattr(model_module, "has_bf16", lambda device: True)
+    monkeypatch.setattr(model_module, "LEAST_COSINE", least)
+    code, summary = run(tokens, tiny_with_specials, tmp_path / "out")
+    assert (code, summary["rows_out"], summary["precision"]) == (0, 100, taken)
+    assert 0.99 < summary["lowest_cosine"] < 1
+    model = load_model(str(tiny_with_specials), precision=taken)
+    assert described(tmp_path / "out")["fingerprint"] == model.fingerprint
+    assert described(tmp_path / "out")["precision"] == taken
+    assert {"beam", "model", "lookup", "decode", "read", "write"} <= set(summary["seconds"])
+    assert summary["model_tokens_per_second"] > 0
+
+    monkeypatch.setattr(model_module, "LEAST_COSINE", 2 - least)  # another choice, were it asked again
+    code, again = run(tokens, tiny_with_specials, tmp_path / "out")
+    assert (code, again["splits_done_now"]) == (0, 0)
+    assert (again["precision"], again["lowest_cosine"]) == (taken, summary["lowest_cosine"])
+    other = {"fp32": "bf16", "bf16": "fp32"}[taken]
+    assert run(tokens, tiny_with_specials, tmp_path / "out", "--precision", other)[0] == 1
+
+
+def test_the_share_of_matrix_products_is_measured_where_it_is_worth_it(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "matrix_product_share" not in run(tokens, tiny_with_specials, tmp_path / "short")[1]
+    monkeypatch.setattr(embed, "_SECONDS_WORTH_MEASURING", 0)
+    _, summary = run(tokens, tiny_with_specials, tmp_path / "out", "--precision", "fp32")
+    assert summary["matrix_product_share"] > 0
+
+
+def test_types_and_dimensions_reach_the_files(tokens: Path, tiny_with_specials: Path, tmp_path: Path) -> None:
+    code, _ = run(tokens, tiny_with_specials, tmp_path / "out", "--output-type", "int8", "--dimensions", "16")
+    assert code == 0
+    schema = pq.read_table(tmp_path / "out").schema
+    assert schema.field("embedding").type == pa.list_(pa.int8(), 16)
+    assert schema.field("embedding_scale").type == pa.float32()
+    assert (described(tmp_path / "out")["output_type"], described(tmp_path / "out")["dimension"]) == ("int8", 16)
+
+
+def test_dimensions_that_the_model_lacks_are_refused_before_any_work(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = run(tokens, tiny_with_specials, tmp_path / "out", "--dimensions", "99")
+    assert code == 1
+    assert "99 dimensions: the model's vectors have 32" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_to_calibrate_on_are_those_that_decode(monkeypatch: pytest.MonkeyPatch, tokens: Path) -> None:
+    url = str(next(tokens.glob("*.parquet")))
+    codebook, _ = embed._token_data_set(str(tokens))
+    planned = embed.splits.plan(embed.splits.find_shards([url]), lambda schema: ["tokens"], 1 << 40, False)
+    rows = embed._first_rows(planned, "tokens", codebook)
+    assert rows is not None
+    assert len(rows) == 100
+    assert rows.lengths.sum() == 98
+
+    def corrupt(*_: Any) -> None:
+        raise embed.tz.CorruptBlobError("damaged")
+
+    monkeypatch.setattr(embed.tz, "decode", corrupt)
+    assert embed._first_rows(planned, "tokens", codebook) is None
