@@ -12,8 +12,16 @@ import numpy as np
 
 from tokzip_core.codecs.codec import Codec
 from tokzip_core.codecs.pieces import decode_pieces, encode_pieces
-from tokzip_core.coders.prefix import MAX_IDS, choose_lengths, lengths_within
-from tokzip_core.coders.prefix_order1 import MAX_CELL_LENGTH, MAX_CELLS, MAX_CLUSTERS, Order1Tables, build_tables
+from tokzip_core.coders.prefix import choose_lengths, lengths_within
+from tokzip_core.coders.prefix_order1 import (
+    MAX_CELL_LENGTH,
+    MAX_CELLS,
+    MAX_CLUSTERS,
+    MAX_IDS,
+    MAX_PAIRS,
+    Order1Tables,
+    build_tables,
+)
 from tokzip_core.coders.varint import decode_ids, decode_varints, encode_ids
 from tokzip_core.columns import Column, Int32s, Int64s, UInt8s, UInt32s
 from tokzip_core.errors import CorruptCodebookError
@@ -40,7 +48,7 @@ class HuffmanOrder1(Codec):
         order0 = model.order0()
         kept = np.sort(np.lexsort((order0.ids, -order0.counts))[:MAX_IDS])
         ids, counts = order0.ids[kept], order0.counts[kept]
-        clusters, left = cluster(model, ids, counts)
+        clusters, left = cluster(model, ids, counts, MAX_PAIRS // max(1, ids.size))
         lost = model.tokens - int(clusters.counts.sum() + left.sum())  # ids beyond MAX_IDS
         shared, _ = _lengths(np.append(left + 1, lost + 1), None)
         bits = float(((left * shared[:-1]).sum()) + lost * (int(shared[-1]) + 31))
@@ -64,7 +72,7 @@ class HuffmanOrder1(Codec):
             raise CorruptCodebookError(f"a body of {len(body)} bytes")
         n, cells, packed, k = _HEAD.unpack_from(body)
         fixed = _HEAD.size + packed + (n + 1) + (cells + k) + 2 * (n + 1) + 4 * k
-        if n > MAX_IDS or cells > MAX_CELLS or k > MAX_CLUSTERS or len(body) < fixed + cells:
+        if n > MAX_IDS or cells > MAX_CELLS or k > MAX_CLUSTERS or n * k > MAX_PAIRS or len(body) < fixed + cells:
             raise CorruptCodebookError(f"{n} ids, {cells} cells and {k} clusters in a body of {len(body)} bytes")
         at = _HEAD.size
         ids = decode_ids(body[at : at + packed], n)
@@ -85,8 +93,8 @@ class HuffmanOrder1(Codec):
         t = tables
 
         def write(*piece: Any) -> None:
-            known = (t.ids, t.id_contexts, t.contexts)
-            encode_rows(column.values, *known, t.cells, t.escapes, t.shared, np.uint64(t.start), *piece)
+            known = (t.ids, t.id_ranks, t.ranks)
+            encode_rows(column.values, *known, t.cells, t.entries, t.escapes, t.shared, t.start, *piece)
 
         return encode_pieces(column, 12, write)
 
@@ -96,8 +104,8 @@ class HuffmanOrder1(Codec):
         t = tables
 
         def read(data: Any, starts: Int64s, ends: Int64s, *out: Any) -> Any:
-            known = (t.slots, t.symbols, t.tokens, t.ids, t.id_contexts)
-            return decode_rows(data, starts, ends, *known, np.uint64(t.start), t.shortest, *out)
+            known = (t.slots, t.symbols, t.tokens, t.ids, t.id_ranks)
+            return decode_rows(data, starts, ends, *known, t.clusters, t.start, t.shortest, *out)
 
         return decode_pieces(column, 3 * int((column.ends - column.starts).sum()) // 2 + 64, read, _FAULTS)
 

@@ -1,46 +1,68 @@
 """A prefix-class code for each cluster of contexts, and one shared by all: build the tables. Imports numpy, coders.
 
 A context is the cluster of the token before. An id without a code in its context is the context's escape, which
-emits nothing and leads to the shared context, where every known id has a code.
+emits nothing and leads to the shared code, where every known id has a code. To the decoder a context is whatever
+selects the table for the next code, so that what happens in a row are contexts too: after the clusters come those of
+`Beside`, and from `first_event` on, the power of two above them, those of `Event`, which read nothing and stay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-from tokzip_core.coders.prefix import MAX_IDS, MAX_LENGTH
+from tokzip_core.coders.prefix import MAX_LENGTH
 from tokzip_core.columns import Int32s, Int64s, UInt8s, UInt32s
 from tokzip_core.errors import CorruptCodebookError
 
-MAX_CLUSTERS = 1023
+MAX_CLUSTERS = 1021
 MAX_CELLS = 1 << 22
 MAX_CELL_LENGTH = 16  # bits, of codes in a cluster
 NUMBER_BITS = 20
-# A symbol is emits << 31 | the next context << 20 | the number of its id. Two are no numbers:
-ESCAPE, UNASSIGNED = 0xFFFFFFFE, 0xFFFFFFFF
-_EMITS = 1 << 31
+MAX_IDS = (1 << NUMBER_BITS) - 1
+MAX_PAIRS = 1 << 26  # of a cluster and an id: the encoder's table has two bits for each
+EMITS = 1 << 31  # a symbol is EMITS if it is a token | the next context << 20 | the id (or number, if ids are larger)
+
+
+class Beside(IntEnum):
+    """The contexts that follow the clusters."""
+
+    NONE = 0  # after a token that is in no cluster: the shared code
+    ESCAPED = 1  # after a cluster's escape: the shared code
+    RESTING = 2  # of a lane without a row: stays
+
+
+class Event(IntEnum):
+    END = 0  # 8 zeros: the row ends here, or is bad
+    OPEN_END = 1  # the same after a cluster's escape
+    ESCAPE = 2  # 31 bits of an unknown id follow
+    NO_CODE = 3
 
 
 @dataclass(frozen=True)
 class Order1Tables:
     """What the kernels (kernels/prefix_order1.py) look codes up in; every array read-only."""
 
-    slots: (
-        UInt32s  # [(clusters + 2) * 256]: first rank << 5 | length, by context (the last two: shared, idle), low 8 bits
-    )
-    symbols: UInt32s  # by rank
-    tokens: Int32s  # by number, and one 0 more for symbols that emit nothing
-    ids: UInt32s  # rising
-    id_contexts: UInt32s  # by number: (context << 20 | number) + 1
-    contexts: UInt32s  # the same by id, up to a bounded id; 0 where an id is not known, and at the end
-    cells: Any  # uint64 hash table: context << 52 | number << 32 | code << 5 | length; 0 = free
-    escapes: UInt32s  # code << 5 | length, by context; the last that of the escape of the shared code
-    shared: UInt32s  # code << 5 | length, by number
+    ids: UInt32s  # rising; an id's number is its place
+    id_ranks: UInt32s  # by number: (the context it leads to << 20 | its rank by the length of its shared code) + 1
+    clusters: int
     start: int  # the context at the start of a row
     shortest: int  # bits
+
+    # to decode
+    slots: UInt32s  # [(first_event + 4) * 256]: first place in `symbols` << 5 | length, by context and low 8 bits
+    symbols: UInt32s
+    tokens: Int32s  # by number; empty if symbols hold the ids
+
+    # to encode
+    ranks: UInt32s  # context << 20 | rank by id, up to a bounded id; rank n where an id is not known
+    cells: Any  # uint64[(clusters + 1) * (n // 32 + 1)]: for 32 ranks, place in `entries` << 32 | a bit for each cell
+    entries: UInt32s  # by cluster and rank: code << 6 | length of each cell, and a 0
+    escapes: UInt32s  # code << 5 | length, by cluster; 0 for none
+    shared: UInt32s  # code << 5 | length, by rank, the escape's last
 
 
 def build_tables(
@@ -53,7 +75,6 @@ def build_tables(
     cluster; lengths: of each cluster's cells and its escape.
     """
     from tokzip_core.kernels.prefix_codes import assign_codes
-    from tokzip_core.kernels.prefix_order1 import fill_cells
 
     clusters, n = sizes.size, ids.size
     if contexts.max() > clusters:
@@ -63,59 +84,68 @@ def build_tables(
     for what, some, most in (("shared", shared_lengths, MAX_LENGTH), ("cluster's", lengths, MAX_CELL_LENGTH)):
         if some.size and not 1 <= some.min() <= some.max() <= most:
             raise CorruptCodebookError(f"a {what} code of {some.min()} to {some.max()} bits, not 1 to {most}")
-    slots = np.zeros((clusters + 1) * 256, np.uint32)
-    entries = np.empty(lengths.size, np.uint32)
-    ranks = np.empty(lengths.size, np.int64)
-    shared, shared_ranks = np.empty(n + 1, np.uint32), np.empty(n + 1, np.int64)
-    first = 0
+    none, escaped, resting = (clusters + np.array(Beside)).tolist()
+    events = (1 << resting.bit_length()) + np.array(Event)
+    slots = np.zeros((events[-1] + 1, 256), np.uint32)
+    codes, places = np.empty(lengths.size, np.uint32), np.empty(lengths.size, np.int64)
+    shared, shared_places = np.empty(n + 1, np.uint32), np.empty(n + 1, np.int64)
     bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes + 1)))
+    first = 0
     for context in range(clusters + 1):
-        own, table = slice(*bounds[context : context + 2]), slots[context * 256 : context * 256 + 256]
+        own, table = slice(*bounds[context : context + 2]), slots[context]
         if context < clusters:
-            used = assign_codes(lengths[own], first, table, entries[own], ranks[own])
+            used = assign_codes(lengths[own], first, table, codes[own], places[own])
         else:
-            used = assign_codes(shared_lengths, first, table, shared, shared_ranks)
+            used = assign_codes(shared_lengths, first, table, shared, shared_places)
         if used < 0:
             raise CorruptCodebookError(f"the code lengths of context {context} need more than 255 slots")
         first += used
-    slots[slots == 0] = first << 5  # no code: UNASSIGNED
-    slots = np.append(slots, np.full(256, first + 1 << 5, np.uint32))
-    known = (contexts[:-1] << NUMBER_BITS | np.arange(n)).astype(np.uint32)
-    symbols = np.full(first + 2, UNASSIGNED, np.uint32)
-    symbols[-1] = clusters + 1 << NUMBER_BITS  # idle for ever
-    symbols[shared_ranks] = np.append(known | np.uint32(_EMITS), np.uint32(ESCAPE))
     is_cell = np.ones(lengths.size, bool)
     is_cell[bounds[1:] - 1] = False
-    symbols[ranks[is_cell]] = known[members] | np.uint32(_EMITS)
-    symbols[ranks[~is_cell]] = clusters << NUMBER_BITS
-    keys = (np.repeat(np.arange(clusters), sizes) << NUMBER_BITS | members).astype(np.uint32)
-    cells = np.zeros(1 << (3 * members.size // 2 + 1).bit_length(), np.uint64)
-    short_first = np.argsort(lengths[is_cell], kind="stable")  # what is looked up most is found at once
-    fill_cells(keys[short_first], entries[is_cell][short_first], cells)
+
+    idle = np.append(events, resting)
+    idle_slots = (first + np.arange(idle.size) << 5).astype(np.uint32)
+    slots[slots == 0] = idle_slots[Event.NO_CODE]
+    slots[: none + 1, 0] = idle_slots[Event.END]
+    slots[escaped] = slots[none]
+    slots[escaped, 0] = idle_slots[Event.OPEN_END]
+    slots[idle] = idle_slots[:, None]
+    as_symbols = bool(n == 0 or ids[-1] <= MAX_IDS)
+    emitted = (contexts[:-1] << NUMBER_BITS | EMITS | (ids if as_symbols else np.arange(n))).astype(np.uint32)
+    symbols = np.full(first, events[Event.NO_CODE] << NUMBER_BITS, np.uint32)
+    symbols[shared_places] = np.append(emitted, np.uint32(events[Event.ESCAPE] << NUMBER_BITS))
+    symbols[places] = escaped << NUMBER_BITS
+    symbols[places[is_cell]] = emitted[members]
+
+    by_rank = np.argsort(shared_lengths[:-1], kind="stable")
+    rank = np.empty(n, np.int64)
+    rank[by_rank] = np.arange(n)
+    keys = np.repeat(np.arange(clusters), sizes) * (n // 32 + 1) * 32 + rank[members]
+    order = np.argsort(keys)
+    bits = np.bincount(keys >> 5, 2.0 ** (keys & 31), (clusters + 1) * (n // 32 + 1)).astype(np.uint64)
+    held = np.bincount(keys >> 5, minlength=bits.size)
+    entries = np.append(codes[is_cell][order], np.uint32(0))
+    known = (contexts[:-1] << NUMBER_BITS | rank).astype(np.uint32)
     dense = min(int(ids[-1]) + 1, (1 << 16) + 4 * n) if n else 0
-    by_id = np.zeros(dense + 1, np.uint32)
     below = int(np.searchsorted(ids, dense))
-    by_id[ids[:below]] = known[:below] + np.uint32(1)
-    escapes = np.append(entries[~is_cell], shared[-1:])
-    shortest = int(min(shared_lengths.min(), lengths.min(initial=MAX_LENGTH)))
-    tokens = np.append(ids, np.uint32(0)).astype(np.int32)
+    ranks = np.full(dense, none << NUMBER_BITS | n, np.uint32)
+    ranks[ids[:below]] = known[:below]
     tables = Order1Tables(
-        slots,
-        symbols,
-        tokens,
-        ids,
-        known + np.uint32(1),
-        by_id,
-        cells,
-        escapes,
-        shared[:-1],
-        int(contexts[-1]),
-        shortest,
+        ids=ids,
+        id_ranks=known + np.uint32(1),
+        clusters=clusters,
+        start=int(contexts[-1]),
+        shortest=int(min(shared_lengths.min(), lengths.min(initial=MAX_LENGTH))),
+        slots=slots.reshape(-1),
+        symbols=np.append(symbols, (idle << NUMBER_BITS).astype(np.uint32)),
+        tokens=np.empty(0, np.int32) if as_symbols else ids.astype(np.int32),
+        ranks=ranks,
+        cells=bits | (np.cumsum(held) - held).astype(np.uint64) << np.uint64(32),
+        entries=entries >> np.uint32(5) << np.uint32(6) | entries & np.uint32(31),
+        escapes=np.append(codes[~is_cell], np.uint32(0)),
+        shared=np.append(shared[by_rank], shared[-1:]),
     )
     for array in vars(tables).values():
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
     return tables
-
-
-assert MAX_IDS == 1 << NUMBER_BITS

@@ -8,242 +8,283 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from tokzip_core.coders.prefix import MAX_LENGTH
-from tokzip_core.coders.prefix_order1 import ESCAPE, NUMBER_BITS, UNASSIGNED
-from tokzip_core.kernels import kernel
+from tokzip_core.coders.prefix_order1 import EMITS, NUMBER_BITS, Beside, Event
+from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
+from tokzip_core.kernels.popcount import popcount
 from tokzip_core.kernels.prefix import ESCAPED_BITS, append, bit_length
-from tokzip_core.kernels.words import load
+from tokzip_core.kernels.words import load, store
 
-LANES = 8
-TURNS = 1 << 8  # symbols of each lane between two looks at what the lanes need
-LOOKED_UP = 1 << 13  # tokens whose codes are looked up at a time
-CHUNK = 1 << 20  # room for the symbols of one turn of decoding, at worst, as in kernels/prefix.py
+PIECE = 1 << 9  # tokens whose codes are looked up at a time
+UNKNOWN = 1 << 63
+MOST_BITS = 56  # that fit behind 7 others
+LANES = 6  # rows decoded side by side: more hide more of the latency of lookups, but want registers
+CHUNK = 1 << 20  # room for the symbols of one turn of decoding, at worst
+ZEROS = 16  # bytes after each row
 OK, ZERO_END, NO_CODE, KNOWN_ESCAPED, OPEN_ESCAPE, FULL = 0, 1, 2, 3, 4, -1
-_MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio: multiplicative hashing (Knuth, vol. 3, 6.4)
+_NUMBERS = (1 << NUMBER_BITS) - 1
+_NONE, _RESTING = int(Beside.NONE), int(Beside.RESTING)
+_END, _OPEN_END, _ESCAPE, _EVENTS = int(Event.END), int(Event.OPEN_END), int(Event.ESCAPE), len(Event)
 
 
-@kernel
-def place_of(key, mask):  # type: ignore[no-untyped-def]
-    """Where in the hash table the search for a key begins."""
-    return ((key * uint64(_MULTIPLIER)) >> uint64(40)) & mask
+@inline
+def look_up(known, size, cells, entries, escapes, shared, codes, missing):  # type: ignore[no-untyped-def]
+    """Set `codes[i]` (uint64) to that of `known[i]` after `known[i - 1]`, for 1 <= i < size.
 
-
-@kernel
-def fill_cells(keys, entries, cells):  # type: ignore[no-untyped-def]
-    """Enter `keys` with `entries` (uint32, not 0), in this order, into the hash table `cells` (uint64[2^n])."""
-    mask = uint64(cells.size - 1)
-    for i in range(keys.size):
-        place = place_of(uint64(keys[i]), mask)
-        while cells[place] != 0:
-            place = (place + uint64(1)) & mask
-        cells[place] = uint64(keys[i]) << uint64(32) | uint64(entries[i])
-
-
-@kernel
-def first_probes(tokens, ids, id_contexts, contexts, cells, known, codes):  # type: ignore[no-untyped-def]
-    """Look up `tokens`, each after the one before: `known` of each, and in `codes` its cell if the first probe has it.
-
-    Without a branch that waits for a lookup, so that the processor has many of them under way.
+    known: uint32, context << 20 | rank. A code is bits << 6 | length, and UNKNOWN if 31 bits are to follow. Loops that
+    do little and do not branch, so that the processor has many lookups under way; then the tokens without a cell.
     """
-    top, mask = uint64(contexts.size - 1), uint64(cells.size - 1)
-    context = uint64(0)
-    for i in range(tokens.size):
-        found = uint64(contexts[min(uint64(tokens[i]), top)])
-        if found == 0:
-            found = uint64(entry_of(tokens[i], ids, id_contexts))
-        known[i] = found
-        found -= uint64(found != 0)
-        key = context | found & uint64((1 << NUMBER_BITS) - 1)
-        cell = cells[place_of(key, mask)]
-        codes[i] = cell * uint64(cell >> uint64(32) == key)
-        context = found & ~uint64((1 << NUMBER_BITS) - 1)
+    one, five, six, low, top = uint64(1), uint64(5), uint64(6), uint64(31), uint64(63)
+    number_bits, numbers, unknown = uint64(NUMBER_BITS), uint64(_NUMBERS), uint64(shared.size - 1)
+    words = (unknown >> five) + one
+    for i in range(one, size):
+        codes[i] = (uint64(known[i - one]) >> number_bits) * words + ((uint64(known[i]) & numbers) >> five)
+    for i in range(one, size):
+        codes[i] = cells[codes[i]]
+    for i in range(one, size):
+        place, cell = uint64(known[i]) & low, codes[i]
+        among = (cell >> uint64(32)) + popcount(cell & ((one << place) - one))
+        codes[i] = among | (~(cell >> place) & one) << top
+    n = uint64(0)
+    for i in range(one, size):
+        code = codes[i]
+        missing[n] = i
+        n += code >> top
+        codes[i] = entries[code & uint64(0xFFFFFFFF)]
+    for i in range(n):
+        j = uint64(missing[i])
+        context, rank = uint64(known[j - one]) >> number_bits, uint64(known[j]) & numbers
+        code, length = uint64(shared[rank]) >> five, uint64(shared[rank]) & low
+        escape, shift = uint64(escapes[context]) >> five, uint64(escapes[context]) & low  # nothing, in no cluster
+        codes[j] = (code << shift | escape) << six | (length + shift) | uint64(rank == unknown) << top
 
 
 @kernel
 def encode_rows(  # type: ignore[no-untyped-def]
-    values, ids, id_contexts, contexts, cells, escapes, shared, start, starts, ends, out, out_ends
+    values, ids, id_ranks, ranks, cells, entries, escapes, shared, start, starts, ends, out, out_ends
 ):
     """Write the blobs of rows `values[starts[i]:ends[i]]` into `out`, and each blob's end into `out_ends`.
 
-    The tables are those of Order1Tables. `out` has room for 12 bytes a token and 16 more.
+    The tables are those of Order1Tables. `out` has room for 12 bytes a token and 16 more. PIECE tokens are coded at a
+    time: parts of rows, with one entry before each that holds the context of its first token and has an empty code.
     """
-    one, five, low = uint64(1), uint64(5), uint64(31)
-    mask, all_shared = uint64(cells.size - 1), uint64(escapes.size - 1)
-    numbers = uint64((1 << NUMBER_BITS) - 1)
-    known_of, codes = np.empty(LOOKED_UP, np.uint32), np.empty(LOOKED_UP, np.uint32)
-    at, looked_up, base = uint64(0), uint64(0), uint64(0)
-    for row in range(starts.size):
-        begin, word, filled, context = at, uint64(0), uint64(0), uint64(start)
-        for i in range(uint64(starts[row]), uint64(ends[row])):
-            if i >= looked_up or i < base:
-                base, looked_up = i, min(uint64(values.size), i + uint64(LOOKED_UP))
-                first_probes(values[base:looked_up], ids, id_contexts, contexts, cells, known_of, codes)
-            known, entry = uint64(known_of[i - base]), uint64(codes[i - base])
-            number = (known - one) & numbers
-            if i == base or i == uint64(starts[row]) or known == 0 or context == all_shared:
-                entry = uint64(0)  # looked up after another token, or as another
-            if entry == 0 and known != 0 and context != all_shared:
-                key = context << uint64(NUMBER_BITS) | number
-                place = place_of(key, mask)
-                while cells[place] != 0 and cells[place] >> uint64(32) != key:
-                    place = (place + one) & mask
-                entry = cells[place] & uint64(0xFFFFFFFF)
-            if entry == 0:
-                if context != all_shared:
-                    entry = uint64(escapes[context])
-                    at, word, filled = append(out, at, word, filled, entry >> five, entry & low)
-                entry = uint64(shared[number]) if known != 0 else uint64(escapes[all_shared])
-            at, word, filled = append(out, at, word, filled, entry >> five, entry & low)
-            context = (known - one) >> uint64(NUMBER_BITS)
-            if known == 0:
-                at, word, filled = append(out, at, word, filled, uint64(values[i]), uint64(ESCAPED_BITS))
-                context = all_shared
-        if filled > 0:
-            at += one
-        while at > begin and out[at - one] == 0:
-            at -= one
-        out_ends[row] = at
+    zero, one, two, three, six, seven = uint64(0), uint64(1), uint64(2), uint64(3), uint64(6), uint64(7)
+    low, unknown, piece, number_bits = uint64(63), uint64(UNKNOWN), uint64(PIECE), uint64(NUMBER_BITS)
+    unknown_id = uint64(escapes.size - 1) << number_bits | uint64(shared.size - 1)
+    dense, rows = uint64(ranks.size), uint64(starts.size)
+    known, missing, parts = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE + 1, np.uint64)
+    codes, pairs, lengths = np.empty(PIECE + 1, np.uint64), np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint8)
+    row, taken, last = zero, zero, zero  # taken: tokens of this row; last: what is known of the one before
+    begin, at, word, filled = zero, zero, zero, zero
+    while row < rows:
+        size, n_parts, reached, reached_taken = zero, zero, row, taken
+        while reached < rows and size + one < piece:
+            parts[n_parts] = size
+            known[size] = last if reached_taken > 0 else uint64(start) << number_bits
+            n_parts += one
+            size += one
+            first = uint64(starts[reached]) + reached_taken
+            more = min(uint64(ends[reached]) - first, piece - size)
+            for i in range(more):
+                token = values[first + i]
+                if token < dense:
+                    known[size + i] = ranks[token]
+                else:
+                    found = uint64(entry_of(token, ids, id_ranks))
+                    known[size + i] = found - one if found != 0 else unknown_id
+            size += more
+            reached_taken += more
+            if first + more == uint64(ends[reached]):
+                reached, reached_taken = reached + one, zero
+        last = uint64(known[size - one])
+        look_up(known, size, cells, entries, escapes, shared, codes, missing)
+        parts[n_parts], codes[size] = size, zero
+        for i in range(n_parts):
+            codes[parts[i]] = zero
+        for i in range(size + one >> one):
+            a, b = codes[two * i], codes[two * i + one]
+            pairs[i] = a >> six | b >> six << (a & low)
+            lengths[i] = (a & low) + (b & low) + ((a | b) >> low << six)  # too many where bits are to follow
+        for part in range(n_parts):
+            first = parts[part] + one
+            end = parts[part + one]
+            for i in range(first >> one, end + one >> one):
+                length = uint64(lengths[i])
+                if length <= uint64(MOST_BITS):
+                    word |= pairs[i] << filled
+                    store(out, at, word)
+                    filled += length
+                    at += filled >> three
+                    word >>= filled & uint64(56)
+                    filled &= seven
+                    continue
+                for j in range(max(two * i, first), min(two * i + two, end)):
+                    at, word, filled = append(out, at, word, filled, (codes[j] & ~unknown) >> six, codes[j] & low)
+                    if codes[j] >= unknown:
+                        token = uint64(values[uint64(starts[row]) + taken + (j - first)])
+                        at, word, filled = append(out, at, word, filled, token, uint64(ESCAPED_BITS))
+            taken += end - first
+            if row < reached:
+                if filled > 0:
+                    at += one
+                while at > begin and out[at - one] == 0:
+                    at -= one
+                out_ends[row] = at
+                begin, word, filled = at, zero, zero
+                row, taken = row + one, zero
 
 
 @kernel
-def take_escaped(data, lane, bits, end, places, scratch, contexts, all_shared, ids, id_contexts):  # type: ignore[no-untyped-def]
-    """After ESCAPE, put the id that follows behind it and go on in no cluster; return a fault."""
-    bit, place = bits[lane], places[lane]
-    if scratch[place - uint64(1)] == UNASSIGNED:
-        return NO_CODE
-    word = uint64(0)
-    if bit < end:
-        word = load(data, bit >> uint64(3)) >> (bit & uint64(7))
-        if end - bit < uint64(ESCAPED_BITS):
-            word &= (uint64(1) << (end - bit)) - uint64(1)
-    token = np.uint32(word & uint64(0x7FFFFFFF))
-    scratch[place] = token
-    bits[lane], places[lane] = bit + uint64(ESCAPED_BITS), place + uint64(1)
-    contexts[lane] = all_shared
-    return KNOWN_ESCAPED if entry_of(token, ids, id_contexts) != 0 else OK
+def two_steps(data, slots, symbols, bit, context, out, at):  # type: ignore[no-untyped-def]
+    """Decode two symbols at `bit` in a context (times 256) into `out` from `at` on; return (bit, context, at) then."""
+    one, five, eight, low, byte = uint64(1), uint64(5), uint64(8), uint64(31), uint64(255)
+    to_context, contexts, emits = uint64(NUMBER_BITS - 8), uint64(2047 << 8), uint64(31)
+    word = load(data, bit >> uint64(3)) >> (bit & uint64(7))
+    slot = uint64(slots[context | word & byte])
+    first = slot & low
+    symbol = uint64(symbols[(slot >> five) + ((word & ((one << first) - one)) >> eight)])
+    out[at] = symbol
+    at += symbol >> emits
+    word >>= first
+    slot = uint64(slots[symbol >> to_context & contexts | word & byte])
+    second = slot & low
+    symbol = uint64(symbols[(slot >> five) + ((word & ((one << second) - one)) >> eight)])
+    out[at] = symbol
+    return bit + first + second, symbol >> to_context & contexts, at + (symbol >> emits)
+
+
+@kernel
+def pad(data, starts, ends, padded, begins):  # type: ignore[no-untyped-def]
+    """Copy row i to `padded[begins[i]:]`, ZEROS zeros after it; up to 7 bytes after a row in `data` are read."""
+    zero, eight = uint64(0), uint64(8)
+    for row in range(starts.size):
+        to, source, size = uint64(begins[row]), uint64(starts[row]), uint64(ends[row] - starts[row])
+        for i in range(zero, size, eight):
+            store(padded, to + i, load(data, source + i))
+        store(padded, to + size, zero)
+        store(padded, to + size + eight, zero)
+
+
+@kernel
+def collect(scratch, first, tokens, out):  # type: ignore[no-untyped-def]
+    """Make tokens of the symbols, or unknown ids, from `scratch[first]` on."""
+    numbers = uint64(_NUMBERS)
+    for i in range(uint64(out.size)):
+        symbol = uint64(scratch[first + i])
+        if symbol < uint64(EMITS):
+            out[i] = symbol
+        elif tokens.size == 0:
+            out[i] = symbol & numbers
+        else:
+            out[i] = tokens[symbol & numbers]
 
 
 @kernel
 def decode_rows(  # type: ignore[no-untyped-def]
-    data, starts, ends, slots, symbols, tokens, ids, id_contexts, start, shortest, out, out_ends
+    data, starts, ends, slots, symbols, tokens, ids, id_ranks, clusters, start, shortest, out, out_ends
 ):
     """Decode the blobs `data[starts[i]:ends[i]]` into `out` (int32), and each row's end in it into `out_ends`.
 
     data: uint8, with 16 bytes after the last row. Returns (fault, row of the fault); FULL where `out` has no room for
-    that row. Rows are taken in turns, as in kernels/prefix.py; each of LANES lanes decodes the symbols of a row of its
-    own, one at a time, as the next table depends on it. Then the symbols become tokens.
+    that row. Rows are taken in turns, as in kernels/prefix.py: those of one turn are copied with zeros after each, so
+    that no lane needs to look where its row ends. Each of LANES lanes decodes a row of its own, the large ones first,
+    so that all come to an end together, and all go on until one is in a context that stands for an event.
     """
-    zero, one, three, five, seven = uint64(0), uint64(1), uint64(3), uint64(5), uint64(7)
-    eight, low, byte, to_context = uint64(8), uint64(31), uint64(255), uint64(NUMBER_BITS - 8)
-    numbers, context_mask = uint64((1 << NUMBER_BITS) - 1), uint64(2047 << 8)
-    idle = uint64(slots.size - 256)
-    all_shared = idle - uint64(256)
-    rows = uint64(starts.size)
-    scratch = np.empty(CHUNK + TURNS, np.uint32)
-    place, sizes = np.empty(starts.size, np.uint64), np.zeros(starts.size, np.uint64)
-    bits, lane_ends, limits = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
-    contexts, places, lane_rows = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+    zero, one, three, eight = uint64(0), uint64(1), uint64(3), uint64(8)
+    none, resting = uint64(clusters + _NONE << 8), uint64(clusters + _RESTING << 8)
+    event = uint64(slots.size - 256 * _EVENTS)
+    open_end, escape = event + uint64(256 * _OPEN_END), event + uint64(256 * _ESCAPE)
+    rows, room = uint64(starts.size), uint64(CHUNK)
+    scratch, padded = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint8)
+    place, begin, sizes = np.empty(rows, np.uint64), np.empty(rows, np.uint64), np.zeros(rows, np.uint64)
+    bits, contexts, places = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
+    lane_rows, stops = np.zeros(LANES, np.uint64), np.zeros(LANES, np.uint64)
     done, filled = zero, zero
     while done < rows:
-        last, need = done, zero
+        last, need, size = done, one, zero  # a resting lane writes to place 0
         while last < rows:
-            room = uint64(8 * (ends[last] - starts[last]) // shortest + 4)
-            if last > done and need + room > uint64(CHUNK):
+            blob = uint64(ends[last] - starts[last])
+            more = (blob << three) // uint64(shortest) + uint64(4)
+            if last > done and max(need + more, size + blob + uint64(ZEROS)) > room:
                 break
-            place[last] = need
-            need += room
+            place[last], begin[last] = need, size
+            need += more
+            size += blob + uint64(ZEROS)
             last += one
-        if need > uint64(CHUNK):
-            scratch = np.empty(need + uint64(TURNS), np.uint32)
-        nowhere = uint64(scratch.size - TURNS)  # where idle lanes write
-        contexts[:] = idle
-        following = done
+        if max(need, size) > room:
+            room = max(need, size)
+            scratch, padded = np.empty(room, np.uint32), np.empty(room, np.uint8)
+        pad(data, starts[done:last], ends[done:last], padded, begin[done:last])
+        contexts[:], lane_rows[:] = resting, rows
+        following, least, most = done, max(size >> uint64(4), one), ~zero  # of the blobs to be taken next
         while True:
             busy = False
             for lane in range(LANES):
-                while True:  # bring the lane to where a row's end is far, or to where no row is left
-                    if contexts[lane] == idle:
-                        while following < last and starts[following] == ends[following]:
-                            following += one
-                        if following == last:
-                            bits[lane], limits[lane], places[lane] = zero, uint64(1 << 62), nowhere
-                            break
-                        final = uint64(ends[following]) - one
-                        if data[final] == 0:
-                            return ZERO_END, np.int64(following)
-                        bits[lane], contexts[lane] = uint64(starts[following]) << three, uint64(start) << eight
-                        lane_ends[lane] = (final << three) + bit_length(data[final])
-                        limits[lane] = lane_ends[lane] - min(lane_ends[lane], uint64(MAX_LENGTH))
-                        places[lane], lane_rows[lane] = place[following], following
-                        following += one
-                    bit, end = bits[lane], lane_ends[lane]
-                    if bit < limits[lane]:
-                        busy = True
-                        break
-                    if bit < end:
-                        word = (load(data, bit >> three) >> (bit & seven)) & ((one << (end - bit)) - one)
-                        entry = uint64(slots[contexts[lane] | word & byte])
-                        size = entry & low
-                        symbol = uint64(symbols[(entry >> five) + ((word & ((one << size) - one)) >> eight)])
-                        scratch[places[lane]] = symbol
-                        places[lane] += one
-                        bits[lane] = bit + size
-                        contexts[lane] = (symbol >> to_context) & context_mask
-                        if symbol >= uint64(ESCAPE):
-                            fault = take_escaped(
-                                data, lane, bits, end, places, scratch, contexts, all_shared, ids, id_contexts
-                            )
-                            if fault != OK:
-                                return fault, np.int64(lane_rows[lane])
-                        elif bit + size >= end and symbol >> uint64(31) == 0:
-                            return OPEN_ESCAPE, np.int64(lane_rows[lane])
-                    if bits[lane] >= end:
-                        row = lane_rows[lane]
+                row = lane_rows[lane]
+                if contexts[lane] >= event:
+                    bit = bits[lane]
+                    if contexts[lane] > escape or (contexts[lane] < escape and bit < stops[lane]):
+                        return NO_CODE, np.int64(row)
+                    if contexts[lane] == open_end:
+                        return OPEN_ESCAPE, np.int64(row)
+                    if contexts[lane] == escape:
+                        token = np.uint32((load(padded, bit >> three) >> (bit & uint64(7))) & uint64(0x7FFFFFFF))
+                        if entry_of(token, ids, id_ranks) != 0:
+                            return KNOWN_ESCAPED, np.int64(row)
+                        scratch[places[lane]] = token
+                        bits[lane], places[lane], contexts[lane] = bit + uint64(ESCAPED_BITS), places[lane] + one, none
+                    else:
                         sizes[row] = places[lane] - place[row]
-                        contexts[lane] = idle
+                        row = rows
+                if row == rows:
+                    while most > one:
+                        while following < last:
+                            blob = uint64(ends[following] - starts[following])
+                            if least <= blob and blob < most:
+                                break
+                            following += one
+                        if following < last:
+                            break
+                        least, most = max(least >> three, one), least
+                        following = done
+                    contexts[lane], places[lane] = resting, zero
+                    if most > one:
+                        row = following
+                        final = uint64(ends[row]) - one
+                        if data[final] == 0:
+                            return ZERO_END, np.int64(row)
+                        bits[lane], contexts[lane], places[lane] = (
+                            begin[row] << three,
+                            uint64(start) << eight,
+                            place[row],
+                        )
+                        stops[lane] = bits[lane] + ((final - uint64(starts[row])) << three) + bit_length(data[final])
+                        following += one
+                    lane_rows[lane] = row
+                busy |= contexts[lane] != resting
             if not busy:
                 break
-            care, turn = zero, zero
-            while care == zero and turn < uint64(TURNS):
-                for lane in range(LANES):
-                    bit = bits[lane]
-                    word = load(data, bit >> three) >> (bit & seven)
-                    entry = uint64(slots[contexts[lane] | word & byte])
-                    size = entry & low
-                    symbol = uint64(symbols[(entry >> five) + ((word & ((one << size) - one)) >> eight)])
-                    scratch[places[lane] + turn] = symbol
-                    contexts[lane] = (symbol >> to_context) & context_mask
-                    bit += size
-                    bits[lane] = bit
-                    care |= uint64(bit >= limits[lane]) | uint64(symbol >= uint64(ESCAPE))
-                turn += one
-            for lane in range(LANES):
-                if contexts[lane] == idle:
-                    continue
-                places[lane] += turn
-                if uint64(scratch[places[lane] - one]) >= uint64(ESCAPE):
-                    end = lane_ends[lane]
-                    fault = take_escaped(data, lane, bits, end, places, scratch, contexts, all_shared, ids, id_contexts)
-                    if fault != OK:
-                        return fault, np.int64(lane_rows[lane])
+            b0, b1, b2, b3, b4, b5 = bits[0], bits[1], bits[2], bits[3], bits[4], bits[5]
+            c0, c1, c2, c3, c4, c5 = contexts[0], contexts[1], contexts[2], contexts[3], contexts[4], contexts[5]
+            a0, a1, a2, a3, a4, a5 = places[0], places[1], places[2], places[3], places[4], places[5]
+            while (c0 | c1 | c2 | c3 | c4 | c5) & event == 0:
+                b0, c0, a0 = two_steps(padded, slots, symbols, b0, c0, scratch, a0)
+                b1, c1, a1 = two_steps(padded, slots, symbols, b1, c1, scratch, a1)
+                b2, c2, a2 = two_steps(padded, slots, symbols, b2, c2, scratch, a2)
+                b3, c3, a3 = two_steps(padded, slots, symbols, b3, c3, scratch, a3)
+                b4, c4, a4 = two_steps(padded, slots, symbols, b4, c4, scratch, a4)
+                b5, c5, a5 = two_steps(padded, slots, symbols, b5, c5, scratch, a5)
+            bits[0], bits[1], bits[2], bits[3], bits[4], bits[5] = b0, b1, b2, b3, b4, b5
+            contexts[0], contexts[1], contexts[2], contexts[3], contexts[4], contexts[5] = c0, c1, c2, c3, c4, c5
+            places[0], places[1], places[2], places[3], places[4], places[5] = a0, a1, a2, a3, a4, a5
         total = zero
         for row in range(done, last):
             total += sizes[row]
-        if filled + total >= uint64(out.size):
+        if filled + total > uint64(out.size):
             return FULL, np.int64(done)
         for row in range(done, last):
-            i, stop = place[row], place[row] + sizes[row]
-            while i < stop:
-                symbol = uint64(scratch[i])
-                if symbol < uint64(ESCAPE):
-                    out[filled] = tokens[symbol & numbers]
-                    filled += symbol >> uint64(31)
-                else:
-                    i += one
-                    out[filled] = scratch[i]
-                    filled += one
-                i += one
-            out_ends[row] = filled
+            end = filled + sizes[row]
+            collect(scratch, place[row], tokens, out[filled:end])
+            out_ends[row] = filled = end
         done = last
     return OK, np.int64(0)

@@ -13,7 +13,7 @@ from tokzip_core.columns import Column, Int64s, UInt32s
 from tokzip_core.models.order0 import Order0
 
 START = 1 << 31  # stands before the first token of a row
-CLUSTERS = 253  # and the three contexts beside them: a power of two, so that the decoder has no empty tables
+CLUSTERS = 125  # and the three contexts beside them: a power of two, so that the decoder has no empty tables
 ROUNDS = 5
 _CELL_BITS = 14.0  # what a cell costs in a codebook
 _SUCCESSORS = 1 << 14  # the commonest ids, by which clusters are formed
