@@ -34,13 +34,19 @@ EXTRAS = {
     "s3": ["s3fs>=2024.6"],
     "bench": ["constriction>=0.4", "matplotlib>=3.9", "sentence-transformers>=5.0"],
     "dev": [
+        "apache-beam[gcp]>=2.77,<3",  # jobs are constructed for Dataflow
+        "boto3>=1.34",
         "build>=1.2",
         "datasets>=4.0",
+        "flask>=3.0",  # with the next: moto as a server of S3 alone
+        "flask-cors>=5.0",
         "hypothesis>=6.100",
+        "moto[s3]>=5.0",
         "mypy>=1.15",
         "pytest>=8.0",
         "redis>=5.0",
         "ruff>=0.9",
+        "s3fs>=2024.6",
         "setuptools>=77",
         "xxhash>=3.4",
     ],

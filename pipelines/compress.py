@@ -18,6 +18,7 @@ from pipelines.splits import Split
 from pipelines.stage import ERROR, ROW
 from pipelines.tokenizing import ENGINES, Tokenizer, load_tokenizer
 from pipelines.train import TrainCodebook, share_of
+from pipelines.transient import retry
 from tokzip_core import checksum
 
 TRAIN_BYTES = 48_000_000
@@ -51,7 +52,6 @@ def add_arguments(p: Any) -> None:
     g.add_argument(
         "--codec",
         choices=[*tz.codecs(), "auto"],
-        default="huffman",
         help="default huffman; auto measures all on a sample once, and keeps what it chose",
     )
     g.add_argument("--prefer", choices=tz.PREFERENCES, help="what --codec auto chooses by (default balanced)")
@@ -80,6 +80,7 @@ def add_arguments(p: Any) -> None:
     )
 
 
+@job.on_output
 def run(invocation: Invocation) -> dict[str, Any]:
     """Compress, print the summary and return it."""
     args, started = invocation.args, time.time()
@@ -95,13 +96,15 @@ def run(invocation: Invocation) -> dict[str, Any]:
     )
     planned = job.plan(args.input, output, stage.columns, args.split_bytes, skip_bad)
     tokenizer_json = load_tokenizer(args.tokenizer)
-    given = tz.load_codebook(args.codebook) if args.codebook else None
+    given = retry(tz.load_codebook, args.codebook) if args.codebook else None
+    if given and args.codec not in (None, given.codec):
+        raise UsageError(f"--codec {args.codec}, but the codebook of --codebook is of codec {given.codec}")
     settings = {
         "stage": stage.name,
         "tokenizer": Tokenizer(tokenizer_json, "huggingface").fingerprint,
         "text_column": args.text_column,
         "carry": ",".join(args.carry),
-        "codec": given.codec if given else args.codec,
+        "codec": given.codec if given else args.codec or "huffman",
         **({"row_checksum": checksum.NAME} if args.row_checksum else {}),
     }
     home = Manifest(output)
@@ -130,8 +133,8 @@ def run(invocation: Invocation) -> dict[str, Any]:
             ready = pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> train
         return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> MapSplits(stage, output, skip_bad, ready)
 
-    entries = job.run(invocation, output, planned, build)
-    summary = _summary(home, report.summarize(home, planned, entries, started))
+    entries, gone = job.run(invocation, output, planned, build)
+    summary = _summary(home, report.summarize(home, planned, entries, gone, started))
     summary["codec"] = settings["codec"]
     if why:
         summary["codec_why"] = why
@@ -164,7 +167,7 @@ def _summary(home: Manifest, summary: dict[str, Any]) -> dict[str, Any]:
 def _place_codebook(home: Manifest, given: tz.Codebook | None) -> None:
     """Put the codebook that the user named into the data set; raise where the data set has another."""
     url = home.place("codebook.tzc")
-    if given and storage.exists(url) and (there := tz.load_codebook(url)).id != given.id:
+    if given and storage.exists(url) and (there := retry(tz.load_codebook, url)).id != given.id:
         raise DatasetMismatchError(f"{home.output} has codebook {there.id}, and is now asked for {given.id}")
     if given:
         storage.publish_bytes(given.to_bytes(), home.output, url)

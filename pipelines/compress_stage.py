@@ -15,6 +15,7 @@ from pipelines.manifest import Manifest
 from pipelines.stage import ERROR, ROW, Stage, Stats, Work, once
 from pipelines.storage import InputError
 from pipelines.tokenizing import Tokenizer
+from pipelines.transient import retry
 from tokzip_core import checksum
 
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view())
@@ -67,7 +68,7 @@ class _Compress(Work):
         self.stage = stage
         self.tokenizer = stage.tokenizer()
         home = Manifest(stage.output)
-        self.codebook = tz.load_codebook(home.place("codebook.tzc"))
+        self.codebook = retry(tz.load_codebook, home.place("codebook.tzc"))
         self.expected_bits = _expected_bits(home, self.codebook)
         name = (self.codebook.codec, self.codebook.version, self.codebook.id)
         self.blob_type = tz.TokenBlobType(*name, stage.row_checksum)

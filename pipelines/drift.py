@@ -14,6 +14,7 @@ from pipelines.compress_stage import blob_bytes
 from pipelines.manifest import Entry, Manifest
 from pipelines.report import ratio
 from pipelines.splits import Split
+from pipelines.transient import retry
 from tokzip_core.errors import TokzipError
 
 _FEWEST_TOKENS = 10_000  # of fewer, the bits a token differ from the expected by chance
@@ -58,7 +59,7 @@ def look(
 def _retrain(
     home: Manifest, planned: list[Split], entries: list[Entry], now: list[Entry], train_bytes: int
 ) -> dict[str, Any]:
-    codebook = tz.load_codebook(home.place("codebook.tzc"))
+    codebook = retry(tz.load_codebook, home.place("codebook.tzc"))
     made = {e.name: e for e in entries}
     sample = splits.sample(planned, train_bytes)
     share = train.share_of(sample, train_bytes)

@@ -1,21 +1,24 @@
-"""What the launcher of every stage does: skip what is committed, run the Beam job, show progress. Imports beam."""
+"""What the launcher of every stage does: hold the output, skip what is committed, run the Beam job. Imports beam."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, TestOptions
 from tqdm import tqdm
 
-from pipelines import options, splits
+from pipelines import lock, options, reading, splits, storage
 from pipelines.manifest import Entry, Manifest
 from pipelines.options import Invocation, Parser, UsageError
 from pipelines.splits import Split
@@ -25,6 +28,25 @@ from tokzip_core.errors import TokzipError
 
 class JobFailedError(TokzipError):
     """The Beam job failed; the message is its cause, where one of our own errors was it."""
+
+
+class JobConstructed(TokzipError):
+    """No error: all that was asked for was the job's description (a Dataflow template, or Beam's `--dry_run`)."""
+
+
+class DeadLettersError(TokzipError):
+    """More dead letters than `--max-dead-letters` allows."""
+
+
+class OutputError(TokzipError):
+    """The output cannot be written."""
+
+
+class Done(NamedTuple):
+    """What a run came to: the entries of the planned splits, in order, and the shards that are gone."""
+
+    entries: list[Entry]
+    gone: list[str]
 
 
 def plan(
@@ -38,15 +60,53 @@ def plan(
     return splits.plan(shards, columns_of, split_bytes, skip_bad)
 
 
+def on_output(run: Callable[[Invocation], dict[str, Any]]) -> Callable[[Invocation], dict[str, Any]]:
+    """A command's `run`, as the only one at work on `--output`, and failing beyond `--max-dead-letters`.
+
+    Raises `OutputInUseError`, `OutputError`, `DeadLettersError`.
+    """
+
+    @functools.wraps(run)
+    def alone(invocation: Invocation) -> dict[str, Any]:
+        output = storage.absolute(invocation.args.output)
+        with contextlib.ExitStack() as stack:
+            try:
+                invocation.lock = stack.enter_context(lock.held(output, invocation.args.wait_for_lock))
+            except OSError as e:
+                raise OutputError(f"--output {output}: cannot be written: {e}") from e
+            summary = run(invocation)
+            _limit_dead_letters(invocation.args.max_dead_letters, summary)
+            return summary
+
+    return alone
+
+
+def _limit_dead_letters(limit: options.Limit | None, summary: dict[str, Any]) -> None:
+    """Of one stage (a summary of several has no `rows_in`); a shard that is unreadable counts as one row."""
+    if limit is None or "rows_in" not in summary:
+        return
+    dead, rows = summary["rows_dead"] + summary["bad_shards"], summary["rows_in"] + summary["bad_shards"]
+    if dead > limit.rows(rows):
+        raise DeadLettersError(
+            f"{summary['output']}: {dead:,} of {rows:,} rows are dead letters, more than --max-dead-letters {limit} "
+            "allows. What is committed stays"
+        )
+
+
 def command(parser: Parser, run: Callable[[Invocation], dict[str, Any]], argv: list[str] | None) -> int:
     """Run a command from its command line; its exit code: 0 done, 1 failed, 2 usage, 3 done with dead letters."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # each Prism that it ends
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     try:
         summary = run(options.parse(parser, sys.argv[1:] if argv is None else argv))
     except UsageError as e:
         print(f"{parser.prog}: error: {e}", file=sys.stderr)
         return 2
+    except JobConstructed as e:
+        print(e)
+        return 0
     except (TokzipError, OSError) as e:
         print(f"{parser.prog}: error: {e}", file=sys.stderr)
         return 1
@@ -58,14 +118,15 @@ def run(
     output: str,
     planned: list[Split],
     build: Callable[[Any, list[Split]], Any],
-) -> list[Entry]:
-    """Bring every planned split to its committed state, and return their entries, in order.
+) -> Done:
+    """Bring every planned split to its committed state, and remove what was made of shards that are gone.
 
     `build` applies transforms to a pipeline for the splits that are not committed yet; with none left, no job is
-    started. Raises `JobFailedError`.
+    started. Raises `JobFailedError`, and `InputError` where a split would take the place of another shard's.
     """
     manifest = Manifest(output)
     done = {e.name: e for e in manifest.entries()}
+    _refuse_namesakes(planned, done)
     todo = [s for s in planned if not (s.name in done and done[s.name].settles(s))]
     if todo:
         runner, beam_options = options.pipeline_options(invocation)
@@ -74,6 +135,8 @@ def run(
             pipeline = beam.Pipeline(runner=runner, options=beam_options)
             build(pipeline, todo)
             result = pipeline.run()
+            if _only_constructs(beam_options):
+                raise JobConstructed(f"{output}: the job of {len(todo)} splits is constructed, and not run")
             state = result.wait_until_finish()
             if state not in (None, "DONE"):
                 raise JobFailedError(f"the job ended in state {state}")
@@ -81,16 +144,55 @@ def run(
     missing = [s.name for s in planned if not (s.name in done and done[s.name].covers(s))]
     if missing:
         raise JobFailedError(f"the runner said that it was done, but {len(missing)} splits are not: {missing[:3]}")
-    _retire(manifest, planned, list(done.values()))
-    return [done[s.name] for s in planned]
+    if invocation.lock:
+        invocation.lock.check()
+    gone = _retire(manifest, planned, list(done.values()), invocation.args)
+    return Done([done[s.name] for s in planned], gone)
 
 
-def _retire(manifest: Manifest, planned: list[Split], entries: list[Entry]) -> None:
-    """Remove what was made of these shards as other splits, of a shard that has changed or with another size."""
+def _only_constructs(beam_options: PipelineOptions) -> bool:
+    """Of all runners, Dataflow's alone has a run that ends with the job's description."""
+    if not str(beam_options.view_as(StandardOptions).runner).lower().endswith("dataflowrunner"):
+        return False
+    google, test = beam_options.view_as(GoogleCloudOptions), beam_options.view_as(TestOptions)
+    return bool(google.template_location or test.dry_run)
+
+
+def _refuse_namesakes(planned: list[Split], done: dict[str, Entry]) -> None:
+    """A split whose name another shard's output bears takes its place only where that shard is gone (it has moved)."""
+    shards = {s.url for s in planned}
+    for s in planned:
+        other = done[s.name].source["url"] if s.name in done else s.url
+        if other != s.url and other not in shards and not storage.is_gone(other):
+            raise InputError(
+                f"{s.url} would be written to {s.name}, which was made from {other}: name both inputs in one run, or "
+                "use another output folder"
+            )
+
+
+def _retire(manifest: Manifest, planned: list[Split], entries: list[Entry], args: Any) -> list[str]:
+    """Remove what was made of these shards as other splits (of a shard that has changed, or with another size), and
+    what was made of shards that are gone, whose URLs are returned.
+
+    Gone is a shard that the input of this run, as it is named, would find if it were there, and of which its store
+    says that it is not. So a run over some of the shards leaves the others alone, and so does a store that cannot be
+    listed; an input that matches nothing at all is an error long before.
+    """
     names, shards = {s.name for s in planned}, {s.url for s in planned}
-    for entry in entries:
-        if entry.name not in names and entry.source["url"] in shards:
-            manifest.remove(entry)
+    others = [e for e in entries if e.name not in names]
+    inputs = [args.input] if isinstance(args.input, str) else args.input
+    found_by = [storage.would_find(i, reading.SUFFIXES) for i in inputs]
+    missing = {e.source["url"] for e in others} - shards
+    suspects = sorted(u for u in missing if any(finds(u) for finds in found_by))
+    with ThreadPoolExecutor(16) as pool:
+        gone = [u for u, is_gone in zip(suspects, pool.map(storage.is_gone, suspects), strict=True) if is_gone]
+        removed = shards | (set(gone) if args.on_vanished_shard == "retire" else set())
+        list(pool.map(manifest.remove, [e for e in others if e.source["url"] in removed]))
+    if gone:
+        what = "was removed" if args.on_vanished_shard == "retire" else "is kept"
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        print(f"note: {len(gone)} shards are gone; what was made of them {what}: {', '.join(gone[:3])}{more}")
+    return gone
 
 
 @contextlib.contextmanager
@@ -119,6 +221,14 @@ def _progress(manifest: Manifest, todo: list[Split], show: bool) -> Iterator[Non
             bar.n = len(names & set(manifest.names()))
             bar.refresh()
             logging.getLogger(__name__).debug("job took %.1f s", time.time() - start)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not Beam's pages of traceback about an error of ours: the command ends with what it says, in one line."""
+    if not record.name.startswith("apache_beam"):
+        return True
+    ours = record.exc_info is not None and isinstance(record.exc_info[1], TokzipError)
+    return not ours and not re.search(r"^(pipelines|tokzip_core)\.[\w.]+Error: ", record.getMessage(), re.MULTILINE)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ Layout of a data set: `<output>/**.parquet` are the data; everything else lies u
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipelines import storage
@@ -71,8 +71,16 @@ class Manifest:
     def commit(self, entry: Entry) -> None:
         storage.publish_json(asdict(entry), self.output, self._entry_url(entry.name))
 
+    def void(self, entry: Entry) -> Entry:
+        """Make the entry one that covers no split, before its files are touched: whatever a crash leaves of them,
+        they are made or removed anew, even where the shard becomes again what it was."""
+        void = replace(entry, source={**entry.source, "version": None})
+        self.commit(void)
+        return void
+
     def remove(self, entry: Entry) -> None:
-        """Remove a split: first its files, so that what a crash leaves behind still has its entry."""
+        """Remove a split: its files, and last its entry, so that what a crash leaves behind still has one."""
+        self.void(entry)
         for made in (entry.output, entry.dead_letters):
             if made:
                 storage.remove(storage.join(self.output, made["path"]))

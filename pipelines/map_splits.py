@@ -66,6 +66,8 @@ def run_split(split: Split, stage: Stage, output: str, skip_bad: bool = False) -
             written = _dead_shard(split, str(e), stats, dead_file)
         files = {}
         with stats.time("publish"):
+            if old and not old.covers(split):
+                manifest.void(old)
             for kind, scratch, there, url in (
                 ("output", data_file, written[0], storage.join(output, split.name)),
                 ("dead_letters", dead_file, written[1], manifest.place("dead_letters", split.name)),

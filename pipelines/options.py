@@ -11,6 +11,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipelines.lock import Lock
 from tokzip_core.errors import TokzipError
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -51,16 +52,40 @@ def percent(text: str) -> float:
     return value / 100
 
 
+@dataclass(frozen=True)
+class Limit:
+    """So many rows, or such a part of all."""
+
+    count: int = 0
+    part: float | None = None
+
+    def rows(self, of: int) -> float:
+        return self.count if self.part is None else self.part * of
+
+    def __str__(self) -> str:
+        return str(self.count) if self.part is None else f"{100 * self.part:g}%"
+
+
+def limit(text: str) -> Limit:
+    """A number of rows from "100", or a part of all from "0.1%"; for argparse."""
+    if text.strip().endswith("%"):
+        return Limit(part=percent(text))
+    if not re.fullmatch(r"[0-9]+", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no limit; write it as 100 or 0.1%")
+    return Limit(int(text))
+
+
 def names(text: str) -> list[str]:
     return list(dict.fromkeys(n for n in text.split(",") if n))
 
 
 @dataclass
 class Invocation:
-    """One parsed command line: our options, and Beam's as they were written."""
+    """One parsed command line: our options, and Beam's as they were written; and the lock on the output, once held."""
 
     args: argparse.Namespace
     beam: list[str]
+    lock: Lock | None = None
 
 
 def parse(parser: Parser, argv: list[str]) -> Invocation:
@@ -115,6 +140,20 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="an unreadable shard ends the job before it starts, or becomes a dead letter (default fail)",
     )
+    job.add_argument(
+        "--on-vanished-shard",
+        choices=("retire", "keep"),
+        default="retire",
+        help="what was made of a shard that --input no longer finds, since it is gone, is removed or kept (default "
+        "retire)",
+    )
+    job.add_argument(
+        "--max-dead-letters",
+        type=limit,
+        metavar="N|X%",
+        help="fail the job where more rows of a stage than this went to the dead letters (default: no limit)",
+    )
+    job.add_argument("--wait-for-lock", action="store_true", help="where another run is at work on OUTPUT, wait for it")
     job.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 

@@ -1,4 +1,4 @@
-"""Readers of shards: Parquet, JSON Lines and plain text as blocks of bounded size. Imports storage and stage.
+"""Readers of shards: Parquet, JSON Lines and plain text as blocks of bounded size. Imports storage, stage, transient.
 
 A reader knows its shard's `schema` and gives `blocks` (see `stage` for the two bookkeeping columns). It marks the
 rows that it cannot make sense of with an error; what damages the whole shard raises `InputError`.
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.stage import ERROR, ROW
 from pipelines.storage import InputError, is_local, open_read
+from pipelines.transient import StorageError, is_transient
 
 BLOCK_ROWS = 65_536
 BLOCK_BYTES = 8 << 20
@@ -53,6 +54,8 @@ def input_errors(url: str) -> Iterator[None]:
     except FileNotFoundError as e:
         raise InputError(f"{url}: no such file") from e
     except (pa.ArrowException, OSError, EOFError, ValueError) as e:
+        if is_transient(e):  # the store's fault, not the shard's
+            raise StorageError(f"{url}: {type(e).__name__}: {e}") from e
         raise InputError(f"{url}: unreadable: {next(iter(str(e).splitlines()), type(e).__name__)}") from e
 
 

@@ -14,8 +14,10 @@ from pipelines.splits import Split
 from tokzip_core._version import __version__
 
 
-def summarize(home: Manifest, planned: list[Split], entries: list[Entry], started: float) -> dict[str, Any]:
-    """What every stage reports: rows, files, seconds and memory. `started` is a `time.time()`."""
+def summarize(
+    home: Manifest, planned: list[Split], entries: list[Entry], gone: list[str], started: float
+) -> dict[str, Any]:
+    """What every stage reports: rows, files, seconds and memory. `started` is a `time.time()`; `gone` are shards."""
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     now = [e for e in entries if e.worker["finished"] >= started]
@@ -28,6 +30,7 @@ def summarize(home: Manifest, planned: list[Split], entries: list[Entry], starte
         "output": home.output,
         "version": __version__,
         "shards": len({s.url for s in planned}),
+        "shards_gone": len(gone),
         "splits": len(planned),
         "splits_done_now": len(now),
         **{k: int(v) if float(v).is_integer() else v for k, v in sorted(counts.items())},

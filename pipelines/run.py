@@ -20,6 +20,7 @@ def parser(prog: str = "tokzip run") -> Parser:
     return p
 
 
+@job.on_output
 def run(invocation: Invocation) -> dict[str, Any]:
     args = vars(invocation.args)
     output = storage.absolute(args["output"])

@@ -1,4 +1,8 @@
-"""Files anywhere, by path or fsspec URL: finding, reading and publishing them. Imports fsspec only."""
+"""Files anywhere, by path or fsspec URL: finding, reading and publishing them. Imports fsspec, transient
+and processes.
+
+Whatever asks something of a store tries again while its errors are of the kind that passes (see `transient`).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,22 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
+from pipelines import processes
+from pipelines.transient import RetryingFile, is_transient, retried, retry
 from tokzip_core.errors import TokzipError
 
 # What stores call the field that changes when a file's content does, strongest first.
@@ -30,6 +41,9 @@ _VERSION_FIELDS = (
     "last_modified",
     "created",
 )
+
+_GLOB = "*?["
+_SCRATCH = "tokzip-scratch"
 
 
 class InputError(TokzipError):
@@ -76,6 +90,7 @@ def _info(fs: Any, detail: dict[str, Any]) -> FileInfo:
     return FileInfo(url, int(detail["size"] or 0), version)
 
 
+@retried
 def find(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileInfo]]:
     """The files that `pattern` (a file, a folder, or a glob) means, sorted by URL, and the folder they are named from.
 
@@ -84,21 +99,21 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileInfo]]:
     """
     fs, path = _store(pattern)
     try:
-        fs.invalidate_cache(path)
-        if any(c in path for c in "*?[") and not fs.exists(path):
-            stem = path[: min(path.find(c) for c in "*?[" if c in path)]
-            root = stem.rpartition("/")[0]
-            found = list(fs.glob(path, detail=True).values())
-            hidden_from = root
+        fs.invalidate_cache()  # all of it: of a path, clients forget its parents, not the folders below
+        if _is_glob(fs, path):
+            root = hidden_from = _glob_root(path)
+            found = _glob(fs, path)
         elif fs.isdir(path):
             root = hidden_from = path.rstrip("/")
-            found = [d for d in fs.find(path, detail=True).values() if d["name"].endswith(suffixes)]
+            found = [d for d in _all_below(fs, path) if d["name"].endswith(suffixes)]
         else:
             root, hidden_from = path.rpartition("/")[0], None
             found = [fs.info(path)]
     except FileNotFoundError:
         found = []
     except OSError as e:
+        if is_transient(e):
+            raise
         raise InputError(f"cannot list {pattern}: {e}") from e
     files = [d for d in (_followed(fs, d) for d in found) if d["type"] == "file"]
     if hidden_from is not None:
@@ -107,6 +122,56 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileInfo]]:
         raise InputError(f"no file matches {pattern}")
     url_root = root if "file" in fs.protocol else fs.unstrip_protocol(root)
     return url_root.rstrip("/"), sorted((_info(fs, d) for d in files), key=lambda f: f.url)
+
+
+def would_find(pattern: str, suffixes: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether `find` would give the file of that URL, if it were there."""
+    fs, path = _store(pattern)
+    url = absolute(pattern)
+    if _is_glob(fs, path):
+        matches, root = re.compile(glob_translate(url)).match, _glob_root(url)
+        return lambda u: bool(matches(u)) and not _hidden(u, root)
+    below = url.rstrip("/") + "/"
+    return lambda u: u.startswith(below) and u.endswith(suffixes) and not _hidden(u, below)
+
+
+def _is_glob(fs: Any, path: str) -> bool:
+    return any(c in path for c in _GLOB) and not fs.exists(path)
+
+
+def _glob_root(path: str) -> str:
+    return path[: min(path.find(c) for c in _GLOB if c in path)].rpartition("/")[0]
+
+
+def _glob(fs: Any, path: str) -> list[dict[str, Any]]:
+    """The files that the pattern matches (and perhaps folders)."""
+    if type(fs).find is not AbstractFileSystem.find:
+        return list(fs.glob(path, detail=True).values())
+    root, matches = _glob_root(path), re.compile(glob_translate(path)).match
+    depth = sys.maxsize if "**" in path else path[len(root) :].strip("/").count("/") + 1
+    return [d for d in _all_below(fs, root or "/", depth) if matches(d["name"])]
+
+
+def _all_below(fs: Any, folder: str, depth: int = sys.maxsize) -> list[dict[str, Any]]:
+    """Every file below the folder. Where fsspec would walk, this does: its walk takes a folder that cannot be listed
+    for an empty one, whatever it is asked to do on errors."""
+    if type(fs).find is not AbstractFileSystem.find:
+        return list(fs.find(folder, detail=True).values())
+    found, folders = [], [(folder, 1)]
+    while folders:
+        path, level = folders.pop()
+        try:
+            listed = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            if level == 1:
+                raise
+            continue  # removed since it was listed
+        for d in listed:
+            if d["type"] != "directory":
+                found.append(d)
+            elif level < depth:
+                folders.append((d["name"], level + 1))
+    return found
 
 
 def _followed(fs: Any, detail: dict[str, Any]) -> dict[str, Any]:
@@ -126,47 +191,85 @@ def _hidden(name: str, root: str) -> bool:
 
 def open_read(url: str) -> IO[bytes]:
     fs, path = _store(url)
-    handle: IO[bytes] = fs.open(path, "rb")
-    return handle
+    if is_local(url):
+        return Path(path).open("rb")
+    return RetryingFile(url, lambda: fs.open(path, "rb"))  # type: ignore[return-value]
+
+
+@retried
+def is_gone(url: str) -> bool:
+    """Whether its store says that there is no such file; raises where it says anything else but that there is one."""
+    fs, path = _store(url)
+    fs.invalidate_cache(path)
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def exists(url: str) -> bool:
-    fs, path = _store(url)
-    fs.invalidate_cache(path)
-    return bool(fs.exists(path))
+    """Not fsspec's `exists`, which takes every error for "no"."""
+    return not is_gone(url)
 
 
+@retried
 def read_bytes(url: str) -> bytes:
     fs, path = _store(url)
     data: bytes = fs.cat_file(path)
     return data
 
 
+@retried
 def list_files(folder: str, suffix: str) -> list[str]:
     """Every file below `folder` that ends in `suffix`, sorted; none where there is no such folder."""
     fs, path = _store(folder)
     try:
-        fs.invalidate_cache(path)  # workers write too: what this process listed before is old
-        names = fs.find(path)
+        fs.invalidate_cache()  # workers write too: what this process listed before is old
+        names = [d["name"] for d in _all_below(fs, path)]
     except FileNotFoundError:
         return []
     return sorted(n if "file" in fs.protocol else fs.unstrip_protocol(n) for n in names if n.endswith(suffix))
 
 
+def _scratch_folder(output: str) -> str:
+    if is_local(output):
+        return os.path.join(absolute(output), "_tokzip", "tmp")
+    return tempfile.gettempdir()
+
+
 @contextlib.contextmanager
 def scratch_file(output: str) -> Iterator[str]:
     """A path on a local disk to write a file to before `publish`: on the disk of `output` where that is local."""
-    if is_local(output):
-        folder = os.path.join(absolute(output), "_tokzip", "tmp")
-        os.makedirs(folder, exist_ok=True)
-    else:
-        folder = tempfile.gettempdir()
-    path = os.path.join(folder, f"{os.getpid()}-{uuid.uuid4().hex}")
+    folder = _scratch_folder(output)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{_SCRATCH}-{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         yield path
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def clear_scratch(output: str) -> None:
+    """Remove what dead processes left of scratch files, and the folder for them in a local output if it is empty.
+
+    Of another machine's processes (a shared disk) only what has not been written to for an hour.
+    """
+    folder = _scratch_folder(output)
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        kind, machine, pid, _ = (*name.rsplit("-", 3), *[""] * 3)[:4]
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if kind == _SCRATCH and machine == processes.machine():
+                dead = not processes.is_alive(int(pid))
+            else:
+                dead = is_local(output) and time.time() - os.path.getmtime(path) > 3600
+            if dead:
+                os.unlink(path)
+    if is_local(output):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def publish(scratch: str, url: str) -> None:
@@ -176,7 +279,7 @@ def publish(scratch: str, url: str) -> None:
     """
     fs, path = _store(url)
     if not is_local(url):
-        fs.put_file(scratch, path)
+        retry(fs.put_file, scratch, path, what=url)
         return
     with open(scratch, "rb+") as f:
         os.fsync(f.fileno())
@@ -206,6 +309,7 @@ def read_json(url: str) -> dict[str, Any]:
     return found
 
 
+@retried
 def remove(url: str) -> None:
     fs, path = _store(url)
     with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ each shard and its output file side by side, and accounts for every row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
         for entry in made:
             try:
                 problems += _verify_split(home, entry, tokenizer, settings["text_column"], counts)
+                problems += _files(home, entry)
             except (TokzipError, pa.ArrowException, OSError) as e:
                 problems.append(f"{url}: {entry.name}: {e}")
     summary = {"output": output, "shards": len(shards), **counts, "problems": len(problems)}
@@ -85,6 +87,16 @@ def _coverage(shard: FileInfo, made: list[Entry]) -> list[str]:
     return []
 
 
+def _files(home: Manifest, entry: Entry) -> list[str]:
+    """Which files of the entry are not those that it was written for."""
+    problems = []
+    for described in filter(None, (entry.output, entry.dead_letters)):
+        with storage.open_read(storage.join(home.output, described["path"])) as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != described["sha256"]:  # type: ignore[arg-type]
+                problems.append(f"{described['path']}: its SHA-256 is not that of the manifest")
+    return problems
+
+
 def _verify_split(home: Manifest, entry: Entry, tokenizer: Tokenizer, column: str, counts: dict[str, int]) -> list[str]:
     """Count the split's rows into `counts`; what is wrong with it, in words."""
     if entry.counts.get("bad_shards"):
@@ -110,7 +122,7 @@ def _verify_split(home: Manifest, entry: Entry, tokenizer: Tokenizer, column: st
                     problems.append(f"{url} row {row}: {error or 'good'}, yet {dead.get(row, 'not a dead letter')}")
                 elif error is not None:
                     counts["rows_dead"] += 1
-                elif next(stored, None) == ids:
+                elif next(stored, None) == (ids, len(ids)):
                     counts["rows_equal"] += 1
                 else:
                     counts["rows_differ"] += 1
@@ -120,8 +132,9 @@ def _verify_split(home: Manifest, entry: Entry, tokenizer: Tokenizer, column: st
     return problems
 
 
-def _rows(url: str) -> Iterator[pa.ListScalar]:
-    yield from tz.read_table(url, columns=["tokens"])["tokens"]
+def _rows(url: str) -> Iterator[tuple[pa.ListScalar, int]]:
+    table = tz.read_table(url, columns=["tokens", "n_tokens"])
+    yield from zip(table["tokens"], table["n_tokens"].to_pylist(), strict=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -99,12 +99,15 @@ def advise(
     """
     if prefer not in PREFERENCES:
         raise TokzipError(f"no wish is called {prefer!r}; there are {', '.join(PREFERENCES)}")
+    names = codec_names() if codecs is None else [codecs] if isinstance(codecs, str) else list(codecs)
+    if not names:
+        raise TokzipError("no codecs to measure")
     training, held_out, total = sample(tokens, sample_tokens)
     corpus = corpus_tokens or total
     n = len(held_out.flatten())
     yardstick, turns = _parquet(held_out, corpus)
     rows, runs = [], {YARDSTICK: turns}
-    for name in dict.fromkeys(codec_names() if codecs is None else codecs):
+    for name in dict.fromkeys(names):
         row, runs[name] = _codec(name, training, held_out, corpus)
         rows.append(row)
     seconds = _take_turns(runs, rounds)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from tokzip_core.checksum import NAME, append_checksums, strip_checksums
 from tokzip_core.codebook import Codebook
 from tokzip_core.columns import Column, arrays, blob_column, token_column, variable_array
-from tokzip_core.errors import CorruptBlobError, TokzipError, UnknownCodebookError
+from tokzip_core.errors import CorruptBlobError, InvalidTokensError, TokzipError, UnknownCodebookError
 
 
 class TokenBlobArray(pa.ExtensionArray):  # type: ignore[misc]
@@ -86,8 +86,12 @@ def encode(tokens: Any, codebook: Codebook, checksum: bool = False) -> TokenBlob
     kind = TokenBlobType(codebook.codec, codebook.version, codebook.id, checksum)
     parts = []
     for array in arrays(tokens):
-        column = token_column(array)
-        data, ends = codebook._codec.encode(column, codebook._tables)
+        column = token_column(array, check=not codebook._codec.checks_ids)
+        try:
+            data, ends = codebook._codec.encode(column, codebook._tables)
+        except InvalidTokensError:
+            token_column(array)  # names the row
+            raise
         if checksum:
             data, ends = append_checksums(data, ends, column.valid)
         parts.append(variable_array(pa.binary(), ends, data, column.valid))

@@ -29,15 +29,13 @@ MAX_BYTES = 2**31 - 1  # what the 32-bit offsets of pa.binary and pa.list_ can a
 class Column:
     """Rows of a flat array: row i is `values[starts[i]:ends[i]]`, null (and empty) where `valid[i]` is false.
 
-    values: uint32 tokens or uint8 blob bytes; starts, ends: int64, within `values`; valid: None if no row is null;
-    highest: no value is larger.
+    values: uint32 tokens or uint8 blob bytes; starts, ends: int64, within `values`; valid: None if no row is null.
     """
 
     values: Any
     starts: Int64s
     ends: Int64s
     valid: Bools | None
-    highest: int = MAX_ID
 
     def __len__(self) -> int:
         return self.starts.size
@@ -65,10 +63,11 @@ def arrays(tokens: Any) -> Iterator[pa.Array]:
         raise InvalidTokensError(f"expected an Arrow array of integer lists, got {type(tokens).__name__}")
 
 
-def token_column(array: pa.Array) -> Column:
+def token_column(array: pa.Array, check: bool = True) -> Column:
     """`array` (lists of any integer type) as a Column of uint32 ids.
 
-    Raises InvalidTokensError for another type, a null item in a row, or an id outside 0 … 2^31 - 1.
+    Raises InvalidTokensError for another type, a null item in a row, or an id outside 0 … 2^31 - 1; without `check`,
+    such an id of 32 bits is let through as a value over 2^31 - 1.
     """
     kind = array.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -80,22 +79,24 @@ def token_column(array: pa.Array) -> Column:
     else:
         bounds = array.offsets.to_numpy().astype(np.int64)
     starts, ends = bounds[:-1] - bounds[0], bounds[1:] - bounds[0]
-    if valid is not None:
-        ends = np.where(valid, ends, starts)
     if bounds[0] < 0 or bounds[-1] > len(array.values) or (starts > ends).any():
         raise InvalidTokensError("the column's offsets are out of order or beyond its values")
+    if valid is not None:
+        ends = np.where(valid, ends, starts)
     items = array.values.slice(bounds[0], bounds[-1] - bounds[0])
     if items.null_count:
         _refuse(np.asarray(items.is_null()), starts, ends, "has a null item")
         items = items.fill_null(0)
     values = items.to_numpy()
-    highest = int(values.view(f"u{values.itemsize}").max(initial=0))  # of a negative one: over MAX_ID, if wide enough
-    if highest > MAX_ID or values.dtype in (np.int8, np.int16):
+    # Seen as unsigned, a negative id is over MAX_ID; for this one look, all of the column comes from memory.
+    wide = values.itemsize < 4 or (
+        (check or values.itemsize > 4) and values.view(f"u{values.itemsize}").max(initial=0) > MAX_ID
+    )
+    if wide:
         _refuse(values < 0, starts, ends, "has a negative id")
         _refuse(values > MAX_ID, starts, ends, f"has an id over {MAX_ID}")
-        highest = MAX_ID  # what lies under a null row may be anything
     tokens = values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32, copy=False)
-    return Column(read_only(tokens), starts, ends, valid, highest)
+    return Column(read_only(tokens), starts, ends, valid)
 
 
 def _refuse(bad: Bools, starts: Int64s, ends: Int64s, fault: str) -> None:

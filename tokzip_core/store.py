@@ -116,7 +116,7 @@ class TokenStore:
         return f"<TokenStore {len(self):,} rows in {self.nbytes:,} bytes, {self.codebook.codec}>"
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, int | np.integer):
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
             return self._row(int(index))
         tokens, ends, valid = self._decode(self._rows(index))
         return variable_array(pa.list_(pa.int32()), ends, tokens, valid)
@@ -166,10 +166,10 @@ class TokenStore:
         asked = np.asarray(index)
         if asked.ndim != 1 or (asked.size and asked.dtype.kind not in "iu"):
             raise TypeError(f"rows are asked for by integers, a slice, or a list of integers, not {index!r}")
-        rows = asked.astype(np.int64)
-        beyond = (rows < -len(self)) | (rows >= len(self))
+        beyond = (asked < -len(self)) | (asked >= len(self))
         if beyond.any():
-            raise IndexError(f"row {rows[beyond][0]} of a store of {len(self)}")
+            raise IndexError(f"row {asked[beyond][0]} of a store of {len(self)}")
+        rows = asked.astype(np.int64)
         return np.where(rows < 0, rows + len(self), rows)
 
     def _decode(self, rows: Int64s) -> tuple[Int32s, Int64s, Any]:

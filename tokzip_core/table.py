@@ -155,10 +155,14 @@ def _find(fs: Any, path: str, metadata: dict[bytes, bytes], codebook_id: str) ->
     while True:
         place = posixpath.join(folder, SIDECAR)
         if fs.exists(place):
-            codebook = Codebook.from_bytes(fs.cat_file(place))
-            if codebook.id == codebook_id:
-                return codebook
-            place += f" (which is {codebook.id})"
+            try:
+                codebook = Codebook.from_bytes(fs.cat_file(place))
+            except TokzipError as error:  # of another kind, or damaged: the right one may lie further up
+                place += f" (which cannot be read: {error})"
+            else:
+                if codebook.id == codebook_id:
+                    return codebook
+                place += f" (which is {codebook.id})"
         places.append(place)
         if posixpath.dirname(folder) == folder:
             break

@@ -1,7 +1,8 @@
-"""A tokenizer with its identity, and the check that lets a fast engine stand in for `tokenizers`. Imports engines."""
+"""A tokenizer with its identity, and the check that lets a fast engine stand in. Imports engines, huggingface_hub."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import tokenizers
+from huggingface_hub import hf_hub_download
 
 from pipelines import storage
 from pipelines.storage import InputError
@@ -49,7 +51,11 @@ def _find(name: str) -> str:
     is_folder = Path(name).is_dir()
     if "://" in name or (Path(name).is_absolute() and not is_folder) or (is_folder and not any(Path(name).iterdir())):
         raise InputError(f"{name}: no tokenizer.json there")
-    from transformers import AutoTokenizer  # a slow import, and only needed for the hub and for older folders
+    if not is_folder:
+        # The file itself, as it is read from a folder: transformers writes some tokenizers in other words.
+        with contextlib.suppress(OSError, ValueError):
+            return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
+    from transformers import AutoTokenizer  # a slow import, and only needed for older folders and models
 
     try:
         fast = AutoTokenizer.from_pretrained(name)

@@ -199,6 +199,9 @@ def test_a_codebook_is_reused_and_not_mixed(
     parquet(tmp_path / "in2" / "b.parquet", ["words never seen"])
     argv = ["compress", "--input", tmp_path / "in2", "--tokenizer", tokenizer_dir, "--output"]
     assert command(*argv, tmp_path / "out2", "--codebook", trained)[0] == 0
+    code, printed = command(*argv, tmp_path / "out4", "--codebook", trained, "--codec", "context")
+    assert code == 2
+    assert "of codec huffman" in printed
     assert (tmp_path / "out2" / "_tokzip" / "codebook.tzc").read_bytes() == trained.read_bytes()
     assert not (tmp_path / "out2" / "_tokzip" / "training.json").exists(), "nothing was trained"
     assert command("verify", tmp_path / "out2", "--input", tmp_path / "in2")[0] == 0

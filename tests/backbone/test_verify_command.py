@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from shards import parquet
 
 import tokzip_core as tz
+from pipelines.manifest import Manifest
 from pipelines.map_splits import DEAD_LETTERS
 
 Command = Callable[..., tuple[int, str]]
@@ -28,14 +31,19 @@ def made(tmp_path: Path, compress_all: Command) -> Path:
     return tmp_path / "out"
 
 
-def rewrite(path: Path, change: Callable[[list[list[int]]], list[list[int]]]) -> None:
-    """Write a token file anew with other tokens, as its writer would."""
+def rewrite(path: Path, change: Callable[[list[list[int]]], list[list[int]]], n_more: int = 0) -> None:
+    """Write a token file anew with other tokens, as its writer would, into the manifest too."""
     file = pq.ParquetFile(path)
     tokens = change(tz.read_table(str(path))["tokens"].to_pylist())
     column = pa.array(tokens, pa.list_(pa.int32()))
     blobs = tz.encode(column, tz.file_codebook(str(path)))
-    table = pa.table({"tokens": blobs, "n_tokens": pa.array([len(t) for t in tokens], pa.int32())})
+    table = pa.table({"tokens": blobs, "n_tokens": pa.array([len(t) + n_more for t in tokens], pa.int32())})
     pq.write_table(table.replace_schema_metadata(file.metadata.metadata), path, **tz.parquet_options(table.schema))
+    home = Manifest(str(path.parent))
+    entry = home.get(path.name)
+    assert entry is not None
+    assert entry.output is not None
+    home.commit(replace(entry, output=entry.output | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
 
 
 CHANGES: dict[str, tuple[Callable[[list[list[int]]], list[list[int]]], str]] = {
@@ -60,6 +68,19 @@ def test_verify_finds(tmp_path: Path, made: Path, command: Command, what: str) -
     assert command("verify", made, "--input", tmp_path / "in" / "a.parquet")[0] == 0, "of the shards asked about"
 
 
+def test_verify_finds_a_wrong_number_of_tokens(tmp_path: Path, made: Path, command: Command) -> None:
+    rewrite(made / "b.parquet", lambda t: t, n_more=1)
+    code, printed = command("verify", made, "--input", tmp_path / "in")
+    assert code == 1
+    assert "b.parquet row 0: the stored tokens differ" in printed
+
+
+def _write_anew(out: Path) -> None:
+    """The same rows in other bytes."""
+    table = pq.ParquetFile(out / "b.parquet").read()
+    pq.write_table(table, out / "b.parquet", compression="none")
+
+
 def _lose_a_split(out: Path) -> None:
     name = sorted(p.name for p in out.glob("a.part*"))[1]
     os.unlink(out / name)
@@ -82,6 +103,7 @@ LOSSES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a file that is not there": (lambda out: os.unlink(out / "b.parquet"), "b.parquet: b.parquet: "),
     "a damaged file": (_damage_a_page, "b.parquet"),
     "a dead letter that is not there": (_forget_a_dead_letter, "row 40: null text, yet not a dead letter"),
+    "other bytes than the manifest has": (_write_anew, "b.parquet: its SHA-256 is not that of the manifest"),
     "a stray file": (lambda out: os.link(out / "b.parquet", out / "c.parquet"), "c.parquet: not in the manifest"),
     "a shard never compressed": (
         lambda out: parquet(out.parent / "in" / "new.parquet", ["x"]),

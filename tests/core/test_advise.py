@@ -150,3 +150,10 @@ def test_what_cannot_be_advised_on() -> None:
             tz.advise(pa.array(few, pa.list_(pa.int32())))
     with pytest.raises(tz.InvalidTokensError, match="has a negative id"):
         tz.advise(pa.array([[1], [-1]]))
+
+
+def test_codecs_are_names() -> None:
+    tokens = pa.array([[1, 2, 3] * 20] * 20)
+    assert [row.name for row in tz.advise(tokens, codecs="raw", rounds=1).rows] == ["raw"]
+    with pytest.raises(tz.TokzipError, match="no codecs"):
+        tz.advise(tokens, codecs=[])

@@ -67,7 +67,7 @@ def test_run_faults(blob: bytes, fault: str) -> None:
 
 
 def test_runs_ask_for_no_memory_that_the_blob_does_not_justify() -> None:
-    """A symbol of a twelfth of a bit, as a run of 3,840 tokens, says more than 65,536 tokens a byte."""
+    """A symbol of a twelfth of a bit, as a run of 3,840 tokens, says more than 4,096 tokens a byte."""
     top, n = BASE + 256 + 15, 150
     ids = {i: 1 if i == top else 2 for i in range(top + 1)}
     book = rle(arithmetic([(100, 0), (3_840, 0), (100, 11)], ids, 0), b"rle+arithmetic")
@@ -75,7 +75,7 @@ def test_runs_ask_for_no_memory_that_the_blob_does_not_justify() -> None:
     (blob,) = tz.encode(pa.array([[5] + [top] * n]), plain).storage.to_pylist()
     assert 3_840 * n > 65_536 * len(blob)
     tracemalloc.start()
-    with pytest.raises(tz.CorruptBlobError, match="more than 65536 tokens a byte"):
+    with pytest.raises(tz.CorruptBlobError, match="more than 4096 tokens a byte"):
         tz.decode(pa.array([blob]), book)
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()

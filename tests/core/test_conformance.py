@@ -23,7 +23,7 @@ import tokzip_core as tz
 
 LISTS = pa.list_(pa.int32())
 MUTATIONS = int(os.environ.get("TOKZIP_MUTATIONS", "20000"))  # a codec; more for a longer run by hand
-EXPANSION = 1 << 16  # tokens that one byte of a blob may stand for at most
+EXPANSION = 1 << 12  # tokens that one byte of a blob may stand for at most
 IDS = st.one_of(st.integers(0, 3), st.integers(0, 300), st.integers(0, 2**31 - 1), st.just(2**31 - 1))
 RUNS = st.tuples(IDS, st.integers(1, 600)).map(lambda run: [run[0]] * run[1])
 ROW = st.lists(IDS, max_size=20) | st.lists(RUNS, max_size=4).map(lambda runs: [i for run in runs for i in run])

@@ -17,7 +17,7 @@ from test_format import printed_vectors
 
 import tokzip_core as tz
 from tokzip_core.models import context_lists, context_rows
-from tokzip_core.models.context import Lists, write_lists
+from tokzip_core.models.context import Lists, hash_table, write_lists
 
 LISTS = pa.list_(pa.int32())
 
@@ -230,3 +230,14 @@ def test_a_long_row() -> None:
     tokens = rows([prose(8, 400_000).values.to_pylist()])
     codebook = tz.train(SAMPLES["prose"], "context")
     assert tz.decode(tz.encode(tokens, codebook), codebook).equals(tokens)
+
+
+def test_keys_chosen_to_collide_are_refused() -> None:
+    highs, lows = np.divmod(np.arange(1 << 22, dtype=np.uint64), np.uint64(4))
+    keys = (highs << np.uint64(20)) | (lows + np.uint64(1))
+    slots = (keys * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32) & np.uint64(4095)
+    same = np.flatnonzero(slots == slots[0])[:1500]
+    assert len(same) > 1024
+    with pytest.raises(tz.CorruptCodebookError, match="collide"):
+        hash_table(highs[same], lows[same])
+    assert hash_table(highs[:1500], lows[:1500]).size == 4096

@@ -139,3 +139,12 @@ def test_what_lies_under_a_null_row_is_no_fault() -> None:
     tokens = pa.ListArray.from_arrays([0, 1, 3, 4], pa.array([5, -1, None, 6]), mask=pa.array([False, True, False]))
     codebook = tz.train(tokens)
     assert tz.decode(tz.encode(tokens, codebook), codebook).to_pylist() == [[5], None, [6]]
+
+
+def test_offsets_out_of_order_under_a_null_row() -> None:
+    offsets, valid = pa.py_buffer(np.array([0, 50_000, 10], np.int32)), pa.py_buffer(bytes([0b01]))
+    items = pa.array(range(10), pa.int32())
+    rows = pa.Array.from_buffers(pa.list_(pa.int32()), 2, [valid, offsets], null_count=1, children=[items])
+    for call in (lambda: tz.train(rows), lambda: tz.encode(rows, tz.train(pa.array([[1]])))):
+        with pytest.raises(tz.InvalidTokensError, match="offsets"):
+            call()

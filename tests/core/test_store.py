@@ -258,3 +258,12 @@ def test_a_torch_data_loader(start: str) -> None:
         seen = [row for batch in batches for row in batch]
         assert seen != values
         assert sorted(seen) == sorted(values)
+
+
+def test_what_is_no_row_number() -> None:
+    codebook = tz.train(pa.array([[1, 2], [3]]))
+    store = tz.TokenStore(tz.encode(pa.array([[1, 2], [3]]), codebook), codebook)
+    with pytest.raises(IndexError):
+        store[np.array([2**64 - 1], np.uint64)]
+    with pytest.raises(TypeError):
+        store[True]

@@ -87,6 +87,8 @@ def test_the_codebook_beside_the_data_set(tmp_path: Path, codebook: tz.Codebook)
         tz.read_table(str(path))
     codebook.save(str(tmp_path / "set" / "_tokzip" / "codebook.tzc"))
     assert tz.read_table(str(path)).equals(expected)
+    (path.parent / "_tokzip" / "codebook.tzc").write_bytes(b"damaged")  # the right one lies further up
+    assert tz.read_table(str(path)).equals(expected)
     shutil.rmtree(path.parent / "_tokzip")
     assert tz.read_table(str(tmp_path / "set")).equals(expected)
 

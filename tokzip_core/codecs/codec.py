@@ -28,6 +28,7 @@ class Codec(ABC):
     name: str
     version: int
     max_body: int  # bytes of the largest valid body: the bound for untrusted codebooks
+    checks_ids = False  # whether `encode` raises InvalidTokensError for values over MAX_ID; else it never sees any
 
     @abstractmethod
     def model(self) -> Model:

@@ -11,8 +11,8 @@ from tokzip_core.codecs.codec import Codec
 from tokzip_core.codecs.pieces import decode_pieces, encode_pieces
 from tokzip_core.coders.prefix import MAX_IDS, PrefixTables, build_tables, choose_lengths
 from tokzip_core.coders.varint import decode_ids, encode_ids
-from tokzip_core.columns import Column, Int32s, Int64s, UInt8s
-from tokzip_core.errors import CorruptCodebookError
+from tokzip_core.columns import MAX_ID, Column, Int32s, Int64s, UInt8s
+from tokzip_core.errors import CorruptCodebookError, InvalidTokensError
 from tokzip_core.models.order0 import Order0
 
 _FAULTS = {
@@ -25,6 +25,7 @@ _FAULTS = {
 class Huffman(Codec):
     name = "huffman"
     version = 1
+    checks_ids = True
     max_body = 5 + 6 * MAX_IDS
 
     def model(self) -> Order0:
@@ -55,11 +56,10 @@ class Huffman(Codec):
 
         t = tables
 
-        below = column.highest < t.entries.size - 1
-
         def write(starts: Int64s, ends: Int64s, *out: Any) -> None:
             known = (t.entries, t.ids, t.id_entries, np.uint64(t.escape))
-            encode_rows(column.values, starts, ends, *known, t.triple, below, *out)
+            if not encode_rows(column.values, starts, ends, *known, t.triple, *out):
+                raise InvalidTokensError(f"an id over {MAX_ID}")
 
         return encode_pieces(column, 8, write)
 

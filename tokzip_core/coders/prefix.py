@@ -96,7 +96,7 @@ class PrefixTables:
     tokens: Int32s  # by rank; negative for the escape and where there is no code, as at the end
     ids: UInt32s  # rising
     id_entries: UInt32s  # code << 5 | length of each of `ids`
-    entries: UInt32s  # the same by id, up to a bounded id; 0 where there is no code, and at the end
+    entries: UInt32s  # the same by id, up to a bounded power of two; 0 where there is no code, and at the end
     escape: int  # the entry of the escape code
     shortest: int  # bits
     mean: float  # bits, were every token as likely as its code is short
@@ -127,7 +127,7 @@ def build_tables(ids: UInt32s, lengths: UInt8s) -> PrefixTables:
     tokens = np.full(n_ranks + 1, UNASSIGNED, np.int32)
     tokens[ranks] = np.append(ids.astype(np.int32), np.int32(ESCAPE))
     id_entries = all_entries[:-1]
-    dense = min(int(ids[-1]) + 1, (1 << 16) + 4 * ids.size) if ids.size else 0
+    dense = 1 << (min(int(ids[-1]), (1 << 16) + 4 * ids.size) if ids.size else 0).bit_length()
     entries = np.zeros(dense + 1, np.uint32)
     below = int(np.searchsorted(ids, dense))
     entries[ids[:below]] = id_entries[:below]

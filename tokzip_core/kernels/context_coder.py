@@ -22,6 +22,7 @@ NONE = np.uint32(0xFFFFFFFF)  # no list, no entry
 FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 UNIT = 4  # words
 HEAD = 4  # words of a list before its classes
+MOST_PROBES = 1024  # of a hash table half full; at random they stay under a hundred
 
 
 @kernel
@@ -252,14 +253,22 @@ def find(table, high, low):  # type: ignore[no-untyped-def]
 
 @kernel
 def fill_table(highs, lows, values, table):  # type: ignore[no-untyped-def]
-    """Put every key into `table`, which is zeros; of equal keys the last holds."""
+    """Put every key into `table`, which is zeros; of equal keys the last holds.
+
+    False where one is over MOST_PROBES places from where it is looked for first: no text makes such keys.
+    """
     mask = uint64(table.size - 1)
     for i in range(highs.size):
         key, slot = hashed(highs[i], lows[i])
         slot &= mask
+        probes = 0
         while table[slot] != 0 and table[slot] >> uint64(22) != key:
             slot = (slot + uint64(1)) & mask
+            probes += 1
+            if probes > MOST_PROBES:
+                return False
         table[slot] = (key << uint64(22)) | uint64(values[i])
+    return True
 
 
 @kernel

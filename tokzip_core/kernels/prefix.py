@@ -10,6 +10,7 @@ import numpy as np
 from numba import int64, uint64
 
 from tokzip_core.coders.prefix import ESCAPE, UNASSIGNED
+from tokzip_core.columns import MAX_ID
 from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
 from tokzip_core.kernels.words import load, store
@@ -41,12 +42,12 @@ def append(out, at, word, filled, bits, length):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, below, out, out_ends):  # type: ignore[no-untyped-def]
+def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, out, out_ends):  # type: ignore[no-untyped-def]
     """Write the blobs of rows `values[starts[i]:ends[i]]` into `out`, and each blob's end into `out_ends`.
 
-    values: uint32; entries: uint32[d + 1], by id, zero at d and where an id has no code; ids, id_entries: every id
-    with its entry; escape: uint64 entry; triple: whether three codes fit in 57 bits; below: whether no value is over
-    d - 1. `out` (uint8) has room for 8 bytes a token and 16 more.
+    values: uint32; entries: uint32[2^d + 1], by id, zero at 2^d and where an id has no code; ids, id_entries: every id
+    with its entry; escape: uint64 entry; triple: whether three codes fit in 57 bits. `out` (uint8) has room for
+    8 bytes a token and 16 more. Returns whether all values are ids.
     """
     top, five, low = uint64(entries.size - 1), uint64(5), uint64(31)
     one, two, three = uint64(1), uint64(2), uint64(3)
@@ -58,7 +59,7 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
         while i < end:
             while triple and i < stop:
                 first, second, third = values[i], values[i + one], values[i + two]
-                if not below and max(max(first, second), third) >= top:
+                if (first | second | third) >= top:  # as 2^d is a power of two, none of them is, or one may be
                     break
                 a, b, c = uint64(entries[first]), uint64(entries[second]), uint64(entries[third])
                 if a == 0 or b == 0 or c == 0:
@@ -71,6 +72,8 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
             if i == end:
                 break
             entry = uint64(entries[min(uint64(values[i]), top)])
+            if values[i] > MAX_ID:
+                return False
             if entry == 0:
                 entry = uint64(entry_of(values[i], ids, id_entries))
             if entry != 0:
@@ -84,6 +87,7 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, 
         while at > begin and out[at - uint64(1)] == 0:
             at -= uint64(1)
         out_ends[row] = at
+    return True
 
 
 @inline

@@ -71,13 +71,17 @@ class ContextTables:
 
 
 def hash_table(highs: Any, lows: Any, first: int = 0, values: Any = None) -> UInt64s:
-    """The table that `find` of kernels/context_coder.py looks (high, low) up in; values count up from `first`."""
+    """The table that `find` of kernels/context_coder.py looks (high, low) up in; values count up from `first`.
+
+    Raises CorruptCodebookError for keys that were chosen to collide.
+    """
     from tokzip_core.kernels.context_coder import fill_table
 
     table: UInt64s = np.zeros(1 << max(4, (2 * len(highs)).bit_length()), np.uint64)
     if values is None:
         values = np.arange(first, first + len(highs))
-    fill_table(np.asarray(highs, np.uint32), np.asarray(lows, np.uint32), np.asarray(values, np.uint32), table)
+    if not fill_table(np.asarray(highs, np.uint32), np.asarray(lows, np.uint32), np.asarray(values, np.uint32), table):
+        raise CorruptCodebookError("its lists collide in a hash table")
     return table
 
 

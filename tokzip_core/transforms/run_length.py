@@ -18,7 +18,7 @@ from tokzip_core.errors import CorruptBlobError, CorruptCodebookError, InvalidTo
 from tokzip_core.models.order0 import Order0
 
 SHORTEST = 2  # repeats: one alone is as short as its run symbol
-EXPANSION = 1 << 16  # tokens that one byte of a blob may stand for at most
+EXPANSION = 1 << 12  # tokens that one byte of a blob may stand for at most
 SIZE = 12  # bytes of the description
 _FAULTS = {
     1: "a run before any token",
@@ -122,7 +122,7 @@ class RunLengthModel:
         kinds, where = np.unique(self.last_runs.ids >> np.uint64(16), return_inverse=True)
         by_kind = np.bincount(where, rows, max(1, kinds.size))
         common = where == by_kind.argmax()
-        pad, fill = divmod(int(kinds[by_kind.argmax()]) if kinds.size else 0, EXPANSION)
+        pad, fill = divmod(int(kinds[by_kind.argmax()]) if kinds.size else 0, 1 << 16)
         ids, counts = self.symbols.ids.astype(np.int64), self.symbols.counts.copy()
         virtual = ids > MAX_ID
         base = int(ids[~virtual][-1]) + 1 if (~virtual).any() else 0

@@ -1,0 +1,118 @@
+"""What the storage tests share: an S3 server on loopback, and a small corpus and model in the hub's layout."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+import torch
+import transformers
+from s3_store import Store, serve
+
+from pipelines import cli
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """The server; what this process reads and writes by `s3://` goes there too."""
+    with serve() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three Parquet shards of 120 rows in row groups of 20, named as the hub names them. Read only."""
+    folder, dice = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for i in range(3):
+        lines = [" ".join(dice.choices(["abc", "hello", "def", "ghij", "k"], k=dice.randrange(12))) for _ in range(120)]
+        path = folder / f"train-{i:05d}-of-00003.parquet"
+        pq.write_table(pa.table({"text": [f"row {n}: {w}" for n, w in enumerate(lines)]}), path, row_group_size=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a repository of a BERT tokenizer holds: a WordPiece of single letters. Read only."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(33, 127)]
+    vocab = {token: i for i, token in enumerate([*special, *letters, *(f"##{c}" for c in letters), "hello"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer = tokenizers.normalizers.BertNormalizer()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.add_special_tokens(special)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": 64, **names})
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(vocab)}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of sentence-transformers' layout with that tokenizer and random weights. Read only."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path_factory.mktemp("models") / "encoder")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=194,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options() -> list[str]:
+    """What makes many small splits of the corpus."""
+    return ["--split-bytes", "2KB", "--no-progress", "--cache", "none"]
+
+
+@pytest.fixture(scope="session")
+def local_run(
+    corpus: Path, encoder_folder: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The data files of both stages, by path, from and to local disks: what every other storage must give."""
+    output = tmp_path_factory.mktemp("local") / "out"
+    model = ["--tokenizer", encoder_folder, "--model", encoder_folder]
+    command("run", "--input", f"{corpus}/*.parquet", "--output", output, *model, *options)
+    return data_files({str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()})
+
+
+def command(*argv: object, code: int = 0) -> None:
+    """`tokzip ARGV…` in this process, which imports torch and Beam once for all tests."""
+    assert cli.main([str(a) for a in argv]) == code
+
+
+def data_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Of all that a run leaves, what must not differ by where it ran."""
+    return {n: b for n, b in files.items() if "/_tokzip/" not in n and n != "summary.json"}

@@ -1,0 +1,79 @@
+"""An S3 server (moto's, over HTTP on loopback) with one versioned bucket, and a look at it that is not tokzip's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+BUCKET = "corpus"
+_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@dataclass
+class Store:
+    """The bucket keeps every version of an object: how often each was written can be counted."""
+
+    endpoint: str
+    client: Any
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user sets for a store that is not Amazon's: s3fs reads it as every AWS client does."""
+        return {**_KEYS, "AWS_ENDPOINT_URL": self.endpoint}
+
+    def url(self, path: str) -> str:
+        return f"s3://{BUCKET}/{path}"
+
+    def put(self, folder: Path, prefix: str) -> str:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            self.write(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+        return self.url(prefix)
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+
+    def versions(self, prefix: str) -> dict[str, list[str]]:
+        """The ETags of every version of every object below the prefix, by the object's path below it."""
+        found: dict[str, list[str]] = {}
+        for page in self.client.get_paginator("list_object_versions").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
+            for version in page.get("Versions", []):
+                found.setdefault(version["Key"].removeprefix(f"{prefix}/"), []).append(version["ETag"])
+        return found
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        """What stands below the prefix now, by path."""
+        found = {}
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
+            for item in page.get("Contents", []):
+                body = self.client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+                found[item["Key"].removeprefix(f"{prefix}/")] = body
+        return found
+
+
+@contextmanager
+def serve() -> Iterator[Store]:
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id=_KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=_KEYS["AWS_SECRET_ACCESS_KEY"],
+            region_name=_KEYS["AWS_DEFAULT_REGION"],
+        )
+        client.create_bucket(Bucket=BUCKET)
+        client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        yield Store(endpoint, client)
+    finally:
+        server.stop()
