@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -92,7 +93,15 @@ def default_cache(invocation: Invocation) -> str:
     if not options.is_local_runner(invocation.beam):
         return "memory:256MB"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return f"memory:256MB,disk:{os.path.join(home, 'tokzip')}:20GB"
+    folder = os.path.join(home, "tokzip")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} cannot be written to")
+    except OSError as error:  # nobody asked for it
+        print(f"tokzip embed: no cache on disk, only in memory: {error}", file=sys.stderr)
+        return "memory:256MB"
+    return f"memory:256MB,disk:{folder}:20GB"
 
 
 def check(args: Any, vocabulary: str | None) -> None:
@@ -153,21 +162,23 @@ def run(invocation: Invocation) -> dict[str, Any]:
     planned = job.plan([args.input], output, columns, sys.maxsize, skip_bad)
     storage.publish_bytes(codebook.to_bytes(), output, home.place("codebook.tzc"))
     stage, lowest = _settle(stage, home, planned, codebook)
-    home.claim({"stage": stage.name, **stage.open().identity}, [])
 
     def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
         return pipeline | "Splits" >> beam.Create(todo) | "Embed" >> MapSplits(stage, output, skip_bad)
 
-    began = time.time()
-    entries, gone = job.run(invocation, output, planned, build)
-    took = time.time() - began
+    with closing(stage):
+        home.claim({"stage": stage.name, **stage.open().identity}, [])
+        began = time.time()
+        entries, gone = job.run(invocation, output, planned, build)
+        took = time.time() - began
+        speed = _speed(stage, [e for e in entries if e.worker["finished"] >= started], invocation)
     summary = report.summarize(home, planned, entries, gone, started)
     summary["seconds"]["beam"] = round(max(0.0, took - summary["seconds"]["workers"] / args.workers), 3)
     for name in ("batches", "linear", "exact"):
         summary[name] = report.notes(entries, name)
     summary |= _cache(stage, summary)
     summary |= {"precision": stage.precision, "lowest_cosine": lowest}
-    summary |= _speed(stage, [e for e in entries if e.worker["finished"] >= started], invocation)
+    summary |= speed
     report.publish(summary, home, "tokzip embed")
     return summary
 
@@ -181,7 +192,8 @@ def _settle(
     """
     begun = report.read_json(home.place("dataset.json")).get("compute_dtype") if home.names() else None
     if begun and stage.precision in ("auto", begun):
-        return replace(stage, precision=begun), report.read_json(home.place("summary.json")).get("lowest_cosine")
+        stage, _ = replace(stage, precision=begun).settled(None)
+        return stage, report.read_json(home.place("summary.json")).get("lowest_cosine")
     calibration = _first_rows(planned, stage.column, codebook) if stage.precision == "auto" else None
     stage, model = stage.settled(calibration)
     return stage, model.cosine

@@ -72,9 +72,11 @@ class EmbedStage(Stage):
         return EmbedWork(self, self._load(self.precision, None))
 
     def settled(self, calibration: ragged.Rows | None) -> tuple[EmbedStage, EmbeddingModel]:
-        """This stage with a precision settled, `auto` by these rows; the model loaded for it serves this process."""
+        """This stage with a precision settled, `auto` by these rows; the model loaded for it serves this process,
+        until `close`, in the place of one loaded before, whose weights may have been others."""
         model = self._load(self.precision, calibration)
         stage = replace(self, precision=model.precision)
+        stage.close()
         once(stage.key, lambda: EmbedWork(stage, model))
         return stage, model
 
@@ -168,6 +170,9 @@ class EmbedWork(Work):
                 held, tokens, rows = [], 0, 0
         yield from self._embedded(held, stats)
         self.encoder.flush()
+
+    def close(self) -> None:
+        self.encoder.close()
 
     def _embedded(
         self, held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]], stats: Stats

@@ -66,6 +66,9 @@ class Work(ABC):
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
         """One output row a row of `blocks`, in order, `_row` and `_error` last; counts go to `stats`."""
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of files and memory."""
+
 
 class Stage(ABC):
     """What to do, as small picklable configuration; `open` loads what it takes to do it."""
@@ -88,6 +91,13 @@ class Stage(ABC):
     def open(self) -> Work:
         """The process's one `Work` for this stage, loaded at the first call."""
         return once(self.key, self._open)
+
+    def close(self) -> None:
+        """Close and forget the process's `Work`, if there is one: what is on disk under its names may change."""
+        with _lock:
+            work = _loaded.pop(self.key, None)
+        if work is not None:
+            work.close()
 
 
 def once(key: str, load: Callable[[], T]) -> T:

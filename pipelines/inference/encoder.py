@@ -58,7 +58,8 @@ class CachedEncoder:
 
         rows: token ids without special tokens, as lists, numpy arrays or an Arrow column; token blobs and their
         `codebook`; or texts, for the model's own tokenizer.
-        Raises InvalidTokensError, before anything is computed, for a null row or one that the model refuses.
+        Raises InvalidTokensError, before anything is computed, for a null row or one that the model refuses, and for a
+        text that is not in a list.
         """
         rows = self._tokens(rows, codebook)
         if refused := self.model.refused(rows):
@@ -77,6 +78,8 @@ class CachedEncoder:
     def _tokens(self, rows: Any, codebook: tz.Codebook | None) -> Rows:
         if isinstance(rows, Rows):
             return rows
+        if isinstance(rows, str):  # itself a sequence of texts, one a letter
+            raise InvalidTokensError(f"expected a sequence of rows, got one text: {rows!r:.60}")
         if isinstance(rows, Sequence) and len(rows) and isinstance(rows[0], str):
             rows = pa.array(rows, pa.string())
         if not isinstance(rows, pa.Array | pa.ChunkedArray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,8 +17,13 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
     """Examples are sequences of token ids without special tokens (lists, numpy arrays, Arrow list scalars).
 
     Each becomes a `PredictionResult` whose inference is the row's vector, float32 `[dimension]`, in the same
-    order. The options are those of `load_model` and `CachedEncoder`. Batches are large because a batch is
-    ordered by length and packed by tokens inside; `share` keeps one model a machine where the runner can.
+    order. The options are those of `load_model`, but `calibration`, and of `CachedEncoder`; others go to Beam's
+    `ModelHandler`. Batches are large because a batch is ordered by length and packed by tokens inside; `share`
+    keeps one model a machine where the runner can. Raises TypeError for an option that neither knows.
+
+    Each worker settles `precision="auto"` for itself, by its own processor and made-up rows: name the precision
+    where workers differ, or the vectors of one collection do. A row that the model refuses fails its whole batch,
+    which is what `RunInference.with_exception_handling` then gives as the dead letter.
     """
 
     def __init__(
@@ -25,6 +31,7 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
         model: str,
         *,
         cache: str = "none",
+        cache_values: str = "lossless",
         pooling: str = "auto",
         normalize: str = "auto",
         max_length: int | None = None,
@@ -36,9 +43,12 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
         share: bool = False,
         **kwargs: Any,
     ) -> None:
+        known = {*inspect.signature(ModelHandler.__init__).parameters, "env_vars"} - {"self", "kwargs"}
+        if unknown := kwargs.keys() - known:  # Beam drops them without a word
+            raise TypeError(f"EmbeddingModelHandler has no option {min(unknown)!r}")
         super().__init__(min_batch_size=min_batch_size, max_batch_size=max_batch_size, large_model=share, **kwargs)
         self._model = model
-        self._cache = cache
+        self._cache, self._cache_values = cache, cache_values
         self._options: dict[str, Any] = {
             "pooling": pooling,
             "normalize": normalize,
@@ -49,7 +59,7 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
         }
 
     def load_model(self) -> CachedEncoder:
-        return CachedEncoder(load_model(self._model, **self._options), self._cache)
+        return CachedEncoder(load_model(self._model, **self._options), self._cache, self._cache_values)
 
     def run_inference(
         self, batch: Sequence[Any], model: CachedEncoder, inference_args: dict[str, Any] | None = None

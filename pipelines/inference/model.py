@@ -217,7 +217,7 @@ class EmbeddingModel:
     def _sample(self, rows: Rows) -> Rows:
         """The first rows that have a vector, of some thousand tokens together, or made-up ones where none has."""
         rows = rows.take(np.array(sorted(set(range(len(rows))) - self.refused(rows).keys()), np.int64))
-        rows = rows.truncated(self.settings.max_length - self.settings.specials)
+        rows = rows.truncated(min(self.settings.max_length, _CALIBRATION_TOKENS) - self.settings.specials)
         rows = rows.take(np.flatnonzero(np.cumsum(rows.lengths + self.settings.specials) <= _CALIBRATION_TOKENS))
         return rows if len(rows) else self._made_up_rows()
 

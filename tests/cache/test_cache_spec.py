@@ -33,6 +33,7 @@ def test_none_is_no_layer() -> None:
 def test_it_is_shown_without_passwords() -> None:
     spec = parse_cache_spec("memory:1MB,redis://me:secret@host:6379/1?password=secret,folder:sftp://u:secret@h/x")
     assert str(spec) == "memory:1MB,redis://host:6379/1,folder:sftp://h/x"
+    assert str(parse_cache_spec("redis://me:p@ss@host:6379/1")) == "redis://host:6379/1"
 
 
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

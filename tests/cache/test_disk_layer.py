@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -18,6 +19,8 @@ from cache_entries import MB, keys, values
 
 from tokzip_core.cache import CacheError, disk, segments
 from tokzip_core.cache.disk import DiskLayer
+from tokzip_core.cache.index import key_words
+from tokzip_core.kernels.entries import OUT_OF_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -101,10 +104,84 @@ def test_segments_are_filled_before_new_ones_are_made(tmp_path: Path) -> None:
     assert len([name for name in os.listdir(tmp_path) if name.endswith(".keys")]) <= 2
 
 
-def test_files_over_the_bound_are_an_error(tmp_path: Path) -> None:
-    fill(tmp_path, range(1000)).close()
-    with pytest.raises(CacheError, match="exceed the bound"):
-        DiskLayer(str(tmp_path), MB)
+def test_a_lower_bound_evicts_when_opened(tmp_path: Path) -> None:
+    other = fill(tmp_path, range(1000))
+    layer = DiskLayer(str(tmp_path), MB)
+    layer.put_many(keys(1000), values(1000))
+    assert layer.get_many(keys(*range(1001))).null_count == layer.counters["refused"] == 1, "all else is in use"
+    for done in (layer, other):
+        done.close()
+    layer = DiskLayer(str(tmp_path), MB)
+    assert size(tmp_path) <= MB
+    assert 0 < layer.get_many(keys(*range(1000))).null_count < 700
+    layer.close()
+
+
+def test_a_new_segment_needs_room_too(tmp_path: Path) -> None:
+    layer = DiskLayer(str(tmp_path), MB)
+    whole = layer.segment_bytes - 2 * segments.RECORD  # an entry that fills a segment
+    for n in range(65):
+        layer.put_many(keys(n), values(n, size=whole))
+    assert size(tmp_path) == MB
+    assert (layer.counters["puts"], layer.counters["refused"]) == (64, 1)
+    layer.close()
+
+
+def test_a_segment_that_was_locked_when_first_used_is_kept_at_the_next_use(tmp_path: Path) -> None:
+    name = segments.create(str(tmp_path))
+    segment = segments.Segment(str(tmp_path), name, 0)
+    with open(segment.keys_path) as evictor:
+        fcntl.flock(evictor, fcntl.LOCK_EX)
+        segment.use(1.0)
+    segment.use(1.0)
+    assert segments.delete_unused(str(tmp_path), [name]) is None
+    segment.close()
+    assert segments.delete_unused(str(tmp_path), [name]) == name
+
+
+def test_a_segment_is_locked_until_it_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = segments.create(str(tmp_path))
+    (tmp_path / f"{name}.data").touch()
+    unlink, deleted = os.unlink, []
+
+    def look(path: str) -> None:
+        with open(path) as user, pytest.raises(BlockingIOError):
+            fcntl.flock(user, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        unlink(path)
+        deleted.append(path)
+
+    monkeypatch.setattr(os, "unlink", look)
+    assert segments.delete_unused(str(tmp_path), [name]) == name
+    assert len(deleted) == 2
+
+
+def test_a_segment_seen_before_its_head_is_written_is_read_later(tmp_path: Path) -> None:
+    fill(tmp_path / "w", range(10)).close()
+    (tmp_path / "f").mkdir()
+    (file,) = (tmp_path / "w").glob("*.keys")
+    there = tmp_path / "f" / file.name
+    there.touch()
+    layer = DiskLayer(str(tmp_path / "f"), MB)
+    assert layer.get_many(keys(1)).null_count == 1
+    there.with_suffix(".data").write_bytes(file.with_suffix(".data").read_bytes())
+    there.write_bytes(file.read_bytes())
+    assert layer.get_many(keys(*range(10))).equals(values(*range(10)))
+    assert layer.counters["corrupt"] == 0
+    layer.close()
+
+
+def test_a_length_that_no_value_has_is_damage(tmp_path: Path) -> None:
+    fill(tmp_path, range(2)).close()
+    (file,) = tmp_path.glob("*.keys")
+    records = np.fromfile(file, np.uint64).reshape(-1, 5)
+    records[1, segments.PLACE] = (2 * MB) << 40
+    records.tofile(file)
+    os.truncate(file.with_suffix(".data"), 3 * MB)
+    layer = DiskLayer(str(tmp_path), 4 * MB)
+    assert layer._locate(key_words(keys(0, 1)))[2].tolist() == [OUT_OF_FILE, 1536]
+    assert layer.get_many(keys(0, 1)).is_null().to_pylist() == [True, False]
+    assert layer.counters["corrupt"] == 1
+    layer.close()
 
 
 def test_a_damaged_value_is_a_miss_counted_and_replaced(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cache_entries import keys, values
+from fsspec.implementations.local import LocalFileSystem
 
-from tokzip_core.cache import CacheError
+from tokzip_core.cache import CacheError, folder, parse_cache_spec
 from tokzip_core.cache.folder import FolderLayer
+from tokzip_core.cache.parts import SCHEMA, DamagedPartError, Part, read_group, read_keys
 
 
 def open_folder(folder: Path, **options: float) -> FolderLayer:
@@ -114,7 +116,7 @@ def test_a_merge_that_dies_before_it_has_deleted_anything_only_doubles_entries(
     def killed(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merger._fs, "rm_file", killed, raising=False)
+    monkeypatch.setattr(merger._store[0], "rm_file", killed, raising=False)
     with pytest.raises(KeyboardInterrupt):
         merger.compact()
     monkeypatch.undo()
@@ -241,17 +243,90 @@ def test_another_store(tmp_path: Path) -> None:
         layer.close()
 
 
+def run_to_its_end(code: str, *arguments: str) -> None:
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom cache_entries import keys, values\n"
+    subprocess.run([sys.executable, "-c", start + code, *arguments], check=True, timeout=60)
+
+
 def test_what_is_held_back_is_written_when_the_process_ends(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from cache_entries import keys, values\n"
-        "from tokzip_core.cache.folder import FolderLayer\n"
-        "layer = FolderLayer(sys.argv[1]); layer.put_many(keys(1), values(1))\n"
+        "from tokzip_core.cache import parse_cache_spec\n"
+        "stack = parse_cache_spec('folder:' + sys.argv[1]).open(); stack.put_many(keys(1), values(1))\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], check=True)
+    run_to_its_end(code, str(tmp_path))
     layer = open_folder(tmp_path)
     assert layer.get_many(keys(1)).equals(values(1))
     layer.close()
+
+
+@pytest.mark.parametrize("flush", ["stack.flush()", ""])
+def test_a_store_that_hangs_does_not_keep_the_process_from_ending(flush: str) -> None:
+    code = (
+        "import time, fsspec\n"
+        "from tokzip_core.cache import GuardedLayer, LayeredCache\n"
+        "from tokzip_core.cache.folder import FolderLayer\n"
+        "fsspec.filesystem('memory').pipe_file = lambda *_: time.sleep(3600)\n"
+        "stack = LayeredCache([GuardedLayer(FolderLayer('memory://hangs'), seconds=0.5)])\n"
+        f"stack.put_many(keys(1), values(1)); {flush}\n"
+    )
+    run_to_its_end(code)
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_and_memory_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, range(10)).close()
+
+    def read_only(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("tokzip_core.cache.parts.write", read_only)
+    monkeypatch.setattr(folder, "_FLUSH_SECONDS", -1.0)  # due at once
+    monkeypatch.setattr(folder, "_FLUSH_BYTES", 10_000)
+    layer = open_folder(tmp_path)
+    for n in range(100, 120):
+        with pytest.raises(PermissionError):
+            layer.put_many(keys(n), values(n))
+        assert layer.get_many(keys(*range(10))).equals(values(*range(10)))
+    assert layer._pending_bytes == 7 * 1536
+    assert (layer.counters["puts"], layer.counters["refused"]) == (7, 13)
+    monkeypatch.undo()
+    layer.close()
+
+
+def test_a_damaged_part_of_several_row_groups_leaves_the_others_to_be_found(tmp_path: Path) -> None:
+    fill(tmp_path, range(1500), at_once=1500).close()
+    (damaged,) = tmp_path.iterdir()
+    fill(tmp_path, range(2000, 2010)).close()
+    layer = open_folder(tmp_path)
+    assert layer.get_many(keys(9999)).null_count == 1, "both are indexed"
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    got = layer.get_many(keys(1, 1400, 2001))
+    assert got.to_pylist() == [None, None, values(2001)[0].as_py()]
+    assert layer.counters["corrupt"] == 1
+    layer.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (3000, {"row_group_size": 3000}, "row groups of"),
+        (2048, {"compression": "zstd"}, "more bytes than the file|is compressed"),
+        (2048, {"compression": "none"}, "more bytes than the file|has a dictionary"),
+    ],
+)
+def test_a_part_that_takes_more_memory_than_its_bytes_is_refused_unread(
+    tmp_path: Path, rows: int, options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = [keys(*[1] * rows), values(*[1] * rows), pa.array([0] * rows, pa.uint64())]
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, **{"row_group_size": 1024, **options})
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(DamagedPartError, match=message):
+        read_keys(LocalFileSystem(), path)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(DamagedPartError, match=message):
+        read_group(LocalFileSystem(), Part("a.parquet", path, 0, os.path.getsize(path), 2), 0)
 
 
 def test_threads_share_a_layer(tmp_path: Path) -> None:
@@ -279,3 +354,10 @@ def test_threads_share_a_layer(tmp_path: Path) -> None:
 def test_a_url_without_a_client_is_an_error() -> None:
     with pytest.raises(CacheError, match="folder cache nothing://x"):
         FolderLayer("nothing://x")
+
+
+def test_a_store_that_cannot_be_reached_is_misses() -> None:
+    stack = parse_cache_spec("ftp://127.0.0.1:1/cache").open()
+    assert stack.get_many(keys(1)).null_count == 1
+    assert stack.events() == {"failed.folder": 1}
+    stack.close()

@@ -88,10 +88,9 @@ def test_a_failing_layer_is_left_alone_for_longer_each_time() -> None:
     pauses = []
     for _ in range(6):
         assert layer.get_many(keys(1)).null_count == 1
-        pauses.append(round(layer._again - time.monotonic()))
+        pauses.append(round(layer._pauses["read"].until - time.monotonic()))
         layer.get_many(keys(1))
-        layer.put_many(keys(1), values(1))
-        layer._again = 0.0  # the pause is over
+        layer._pauses["read"].until = 0.0  # the pause is over
     assert pauses == [5, 10, 20, 40, 60, 60]
     assert failing.calls == layer.counters["failed"] == 6
     failing.fail = None
@@ -99,7 +98,20 @@ def test_a_failing_layer_is_left_alone_for_longer_each_time() -> None:
     assert layer.get_many(keys(1)).equals(values(1))
     failing.fail = broken
     layer.get_many(keys(1))
-    assert round(layer._again - time.monotonic()) == 5, "after a success, from the start"
+    assert round(layer._pauses["read"].until - time.monotonic()) == 5, "after a success, from the start"
+
+
+def test_reads_that_work_do_not_shorten_the_pauses_of_writes_that_do_not() -> None:
+    layer = GuardedLayer(Failing(None), pause=5.0)
+    layer.put_many(keys(1), values(1))
+    layer.layer.put_many = lambda keys, values: broken()
+    pauses = []
+    for _ in range(3):
+        layer.put_many(keys(2), values(2))
+        assert layer.get_many(keys(1)).equals(values(1)), "what can only be read is still read"
+        pauses.append(round(layer._pauses["write"].until - time.monotonic()))
+        layer._pauses["write"].until = 0.0  # the pause is over
+    assert pauses == [5, 10, 20]
 
 
 def test_a_layer_that_hangs_is_left_alone_until_it_answers() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
 from cache_entries import MB, keys
 
-from tokzip_core.cache import CODINGS, CacheError, LayeredCache, MemoryLayer, VectorCache
+from tokzip_core.cache import CODINGS, CacheError, LayeredCache, MemoryLayer, VectorCache, parse_cache_spec
 from tokzip_core.cache.index import KeyIndex
 from tokzip_core.cache.layer import binary_array
 from tokzip_core.cache.values import ValueCoding
@@ -147,6 +149,22 @@ def test_codings_never_read_each_others_values() -> None:
         stored, _ = writer.put(keys(1, 2), vectors(2))
         assert np.array_equal(writer.lookup(keys(1, 2), 384)[0], stored)
         layers.layers[0].close()
+
+
+@pytest.mark.parametrize("kind", ["memory:1MB", "disk:{}:4MB", "folder:{}"])
+def test_what_is_no_vector_is_a_miss_counted_and_replaced(tmp_path: Path, kind: str) -> None:
+    layers = parse_cache_spec(kind.replace("{}", str(tmp_path))).open()
+    cache, name = VectorCache(layers), kind.partition(":")[0]
+    cache.put(keys(1), vectors(1))
+    layers.put_many(cache._own(keys(2)), pa.array([b"no vector"], pa.binary()))
+    cache.flush()
+    _, found, hits = cache.lookup(keys(1, 2), 384)
+    assert (found.tolist(), hits) == ([True, False], {name: 1})
+    assert cache.events() == {f"cache_corrupt.{name}": 1}
+    assert layers.counters["hits"] == layers.layers[0].counters["hits"] == 1
+    cache.put(keys(2), vectors(1))
+    assert cache.lookup(keys(1, 2), 384)[2] == {name: 2}
+    cache.close()
 
 
 def test_fidelity_counts_what_coding_loses() -> None:

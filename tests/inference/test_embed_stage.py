@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_up import random_rows
+from made_up import change_a_weight, random_rows
 
 import tokzip_core as tz
 from pipelines import embed_stage
@@ -131,6 +132,29 @@ def test_identity_and_metadata(tiny) -> None:
     assert described["fingerprint"] == work.identity["model"]
     assert described["dimension"] == 32
     assert work.notes["batches"] == "packed"
+
+
+def test_a_closed_stage_is_loaded_anew(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(embed_stage.CachedEncoder, "close", lambda encoder: closed.append(encoder))
+    stage = EmbedStage(model=str(tiny("bert")), batch_tokens=98)
+    stage.close()
+    work = stage.open()
+    assert stage.open() is work
+    assert not closed
+    stage.close()
+    assert closed == [work.encoder]
+    assert stage.open() is not work
+
+
+def test_a_settled_stage_has_the_weights_of_now(tiny, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("bert"), tmp_path / "m")
+    stage = EmbedStage(model=str(folder))
+    before = stage.open().model.fingerprint
+    change_a_weight(folder)
+    settled, model = stage.settled(None)
+    assert model.fingerprint != before
+    assert settled.open().model is model
 
 
 def test_another_vocabulary_is_an_error_before_any_work(model_dir: Path) -> None:

@@ -145,6 +145,8 @@ def test_texts_need_a_tokenizer(tiny) -> None:
         (pa.array([[1], None]), "row 1: null tokens"),
         (pa.array([[2**40]]), "no 32-bit integers"),
         (pa.array([1]), "expected lists"),
+        ("hello world", "one text: 'hello world'"),
+        ("", "one text"),
     ],
 )
 def test_rows_that_are_none_are_refused_by_number(model: EmbeddingModel, rows, message: str) -> None:

@@ -53,3 +53,22 @@ def test_options_of_the_handler(tmp_path: Path) -> None:
     assert not EmbeddingModelHandler(str(tmp_path)).share_model_across_processes()
     with pytest.raises(ValueError, match="no inference arguments"):
         handler.validate_inference_args({"x": 1})
+
+
+def test_cached_values_are_stored_as_asked(tiny) -> None:
+    handler = EmbeddingModelHandler(str(tiny("bert")), cache="memory:1MB", cache_values="int8")
+    encoder = pickle.loads(pickle.dumps(handler)).load_model()
+    encoder.encode(random_rows(range(1, 30), 200))
+    assert encoder.stats["cache_value_bytes"] / encoder.stats["cache_values"] < 2 * 32
+
+
+@pytest.mark.parametrize("option", ["cache_value", "calibration", "kwargs"])
+def test_an_unknown_option_of_the_handler_is_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(TypeError, match=option):
+        EmbeddingModelHandler(str(tmp_path), **{option: 1})
+
+
+def test_options_of_beam_reach_it(tmp_path: Path) -> None:
+    handler = EmbeddingModelHandler(str(tmp_path), max_batch_duration_secs=3, env_vars={"A": "b"})
+    assert handler.batch_elements_kwargs()["max_batch_duration_secs"] == 3
+    assert handler._env_vars == {"A": "b"}

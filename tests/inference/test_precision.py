@@ -134,6 +134,13 @@ def test_a_sample_without_a_usable_row_is_made_up(tiny, sample: list, monkeypatc
     assert cosine == load_model(str(tiny("bert"))).cosine
 
 
+def test_a_sample_may_begin_with_a_row_longer_than_the_sample(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module, "_CALIBRATION_TOKENS", 20)
+    rows = random_rows([30, 5], 200)
+    sample = load_model(str(tiny("bert")), precision="fp32")._sample(from_sequences(rows))
+    assert np.array_equal(sample.values[sample.starts[0] :][: sample.lengths[0]], rows[0][:20])
+
+
 def test_an_unknown_precision_is_refused(tiny) -> None:
     with pytest.raises(ModelError, match="expected one of auto, fp32, bf16"):
         load_model(str(tiny("bert")), precision="int8")

@@ -29,8 +29,9 @@ class DiskLayer(CacheLayer):
     What does not fit evicts whole segments: never one that an open layer of any process has read from or written to,
     so that a running job keeps what it needs; of the others, those that the oldest run used last. Where there is none
     left to evict, new entries are not kept (counted as `refused`): a job of more rows than the bound has room for finds
-    the first of them again. The index of the keys is in memory, 16 to 48 bytes an entry. Raises CacheError where the
-    folder cannot be used.
+    the first of them again. A folder opened with a lower bound than before is brought down to it. The index of the keys
+    is in memory, 16 to 48 bytes an entry. Its files are mapped: do not truncate one in use, which ends the process with
+    SIGBUS; deleting is safe. Raises CacheError where the folder cannot be used.
     """
 
     name = "disk"
@@ -42,26 +43,23 @@ class DiskLayer(CacheLayer):
         self.segment_bytes = min(max_bytes // _SEGMENTS, _MAX_SEGMENT_BYTES)
         self._started = time.time()
         self._adopt = True
+        self._segments: dict[str, Segment] = {}
         from tokzip_core.kernels import entries
 
         self._kernels = entries
         try:
             Path(self.path).mkdir(parents=True, exist_ok=True)
             with segments.folder_lock(self.path, _LOCK_SECONDS):
-                there = sum(segments.sizes(self.path).values())
+                self._make_room(0, segments.sizes(self.path))  # what others use stays, however low the bound
         except OSError as error:
             raise CacheError(f"disk cache {path}: cannot be opened for reading and writing: {error}") from error
-        if there > max_bytes:
-            raise CacheError(
-                f"disk cache {path}: its {there} bytes exceed the bound of {max_bytes}; raise it or delete it"
-            )
         self._begin()
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._index = KeyIndex()
-        self._segments: dict[str, Segment] = {}
+        self._segments = {}
         self._by_number: dict[int, Segment] = {}
         self._maps = np.zeros((0, 4), np.uint64)
         self._foreign: set[str] = set()
@@ -152,7 +150,7 @@ class DiskLayer(CacheLayer):
         words = key_words(keys)
         self._in_this_process()
         with self._lock:
-            longest = min(segments.MAX_VALUE_BYTES, self.segment_bytes - 2 * RECORD)
+            longest = min(self._kernels.MAX_VALUE_BYTES, self.segment_bytes - 2 * RECORD)
             new = (self._locate(words)[2] < 0) & (np.asarray(pc.binary_length(values)) <= longest)
             if not new.any():
                 return
@@ -172,6 +170,11 @@ class DiskLayer(CacheLayer):
                 self._stop_writing()
                 raise CacheError(f"disk cache {self.path}: {error}") from error
 
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:
+        self._in_this_process()
+        with self._lock:
+            self._index.remove(key_words(keys))
+
     def _append(self, records: Keys, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         there = segments.sizes(self.path)
         self._refresh(there)
@@ -180,18 +183,15 @@ class DiskLayer(CacheLayer):
         while first < len(records):
             before = int(cost[first - 1]) if first else 0
             writer = self._writer_for(int(cost[first]) - before, there)
+            if writer is None:
+                self._count(refused=len(records) - first)
+                return
             room = self.segment_bytes - there[writer.segment.name]
             last = max(first + 1, int(np.searchsorted(cost, before + room, "right")))
             need = int(cost[last - 1]) - before
-            while sum(there.values()) + need > self.max_bytes:
-                gone = segments.delete_unused(self.path, there)
-                if gone is None:
-                    self._count(refused=len(records) - first)
-                    return
-                del there[gone]
-                if gone in self._segments:
-                    self._count(evicted=len(self._segments[gone].records))
-                    self._forget(self._segments[gone])
+            if not self._make_room(need, there):
+                self._count(refused=len(records) - first)
+                return
             records[first:last, PLACE] += (starts[first:last] - starts[first]).astype(np.uint64)
             writer.append(records[first:last], data[starts[first] : ends[last - 1]].data)
             self._grow(writer.segment)
@@ -199,8 +199,23 @@ class DiskLayer(CacheLayer):
             self._count(puts=last - first)
             first = last
 
-    def _writer_for(self, size: int, there: dict[str, int]) -> Writer:
-        """With room for `size` bytes: the one at hand, that of a segment left half empty, or that of a new one."""
+    def _make_room(self, need: int, there: dict[str, int]) -> bool:
+        """Evict until `need` more bytes are within the bound; False where what is in use does not let them."""
+        while sum(there.values()) + need > self.max_bytes:
+            gone = segments.delete_unused(self.path, there)
+            if gone is None:
+                return False
+            del there[gone]
+            if gone in self._segments:
+                self._count(evicted=len(self._segments[gone].records))
+                self._forget(self._segments[gone])
+        return True
+
+    def _writer_for(self, size: int, there: dict[str, int]) -> Writer | None:
+        """With room for `size` bytes: the one at hand, that of a segment left half empty, or that of a new one.
+
+        None where a new one has no room.
+        """
         if self._writer is not None and there[self._writer.segment.name] + size <= self.segment_bytes:
             return self._writer
         self._stop_writing()
@@ -210,6 +225,8 @@ class DiskLayer(CacheLayer):
                     self._writer = Writer(self._segments[name])
                     break
         if self._writer is None:
+            if not self._make_room(RECORD + size, there):
+                return None
             name = segments.create(self.path)
             there[name] = RECORD
             self._refresh(there)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import logging
 import secrets
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,6 @@ from tokzip_core.cache import parts
 from tokzip_core.cache.index import MAX_FILES, KeyIndex, Keys, Places, key_words
 from tokzip_core.cache.layer import CacheError, CacheLayer, binary_array, key_bytes
 
-_log = logging.getLogger("tokzip.cache")
 PART_BYTES = 64 << 20  # what compaction makes; a part below a quarter of it is small
 _FLUSH_BYTES = 4 << 20
 _FLUSH_SECONDS = 10.0
@@ -33,9 +31,9 @@ _READERS = 8  # parts whose keys are read at once
 class FolderLayer(CacheLayer):
     """Entries in parts (Parquet files) that are written once, and later merged into fewer; any number of writers.
 
-    What is put is written after 4 MiB or 10 seconds, in `flush` and in `close`. In memory are the index of the keys
-    (16 to 48 bytes an entry), what is not written yet, and the row groups read last. Not bounded: let the store expire
-    what is old. Connects when first used.
+    What is put is written by the first `put_many` after 4 MiB or 10 seconds, in `flush` and in `close`. In memory are
+    the index of the keys (16 to 48 bytes an entry), what is not written yet, and the row groups read last. Not bounded:
+    let the store expire what is old. Connects when first used.
     """
 
     name = "folder"
@@ -43,12 +41,14 @@ class FolderLayer(CacheLayer):
     def __init__(self, url: str, part_bytes: int = PART_BYTES, refresh_seconds: float = _REFRESH_SECONDS) -> None:
         """Raises CacheError where fsspec has no client for the URL."""
         super().__init__()
-        from fsspec.core import url_to_fs
+        import fsspec
 
         try:
-            self._fs, self._root = url_to_fs(url)
+            for protocol in (fsspec.core.split_protocol(url)[0] or "file").split("::"):
+                fsspec.get_filesystem_class(protocol)
         except (ValueError, ImportError) as error:
             raise CacheError(f"folder cache {url}: {error}") from error
+        self._url = url
         self.part_bytes, self.refresh_seconds = part_bytes, refresh_seconds
         self._lock = threading.RLock()
         self._writer = secrets.token_hex(4)
@@ -61,7 +61,17 @@ class FolderLayer(CacheLayer):
         self._group_bytes = 0
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes, self._pending_since = 0, 0.0
-        atexit.register(_flush, weakref.ref(self))
+
+    @cached_property
+    def _store(self) -> tuple[Any, str]:
+        """The file system, and the folder in it; some connect at once."""
+        from fsspec.core import url_to_fs
+
+        try:
+            fs, root = url_to_fs(self._url)
+        except (ValueError, ImportError) as error:
+            raise CacheError(f"folder cache: {error}") from error
+        return fs, root
 
     def get_many(self, keys: pa.FixedSizeBinaryArray) -> pa.BinaryArray:
         words = key_words(keys)
@@ -78,7 +88,6 @@ class FolderLayer(CacheLayer):
                 self.refresh()
             found = sum(v is not None for v in values)
             self._count(hits=found, misses=len(values) - found)
-            self._flush_when_due()
         return binary_array(values)
 
     def _read(self, words: Keys, files: Places, rows: Places, values: list[bytes | None]) -> bool:
@@ -86,7 +95,9 @@ class FolderLayer(CacheLayer):
         groups = np.where(files < 0, -1, files * (1 << 24) + rows // parts.GROUP_ROWS)
         for group in np.unique(groups[groups >= 0]).tolist():
             at = np.flatnonzero(groups == group)
-            part = self._by_number[group >> 24]
+            part = self._by_number.get(group >> 24)
+            if part is None:  # another of its groups was damaged
+                continue
             try:
                 entries = self._group(part, group & (1 << 24) - 1)
             except FileNotFoundError:
@@ -113,7 +124,7 @@ class FolderLayer(CacheLayer):
         if place in self._groups:
             self._groups.move_to_end(place)
             return self._groups[place]
-        entries = self._groups[place] = parts.read_group(self._fs, part, number)
+        entries = self._groups[place] = parts.read_group(self._store[0], part, number)
         self._group_bytes += entries.values.nbytes
         while self._group_bytes > _GROUP_BYTES and len(self._groups) > 1:
             self._group_bytes -= self._groups.popitem(last=False)[1].values.nbytes
@@ -121,6 +132,12 @@ class FolderLayer(CacheLayer):
 
     def put_many(self, keys: pa.FixedSizeBinaryArray, values: pa.BinaryArray) -> None:
         with self._lock:
+            if self._pending_bytes > _FLUSH_BYTES:  # they could not be written; no more until they can
+                try:
+                    self.flush()
+                except Exception:
+                    self._count(refused=len(keys))
+                    raise
             there = self._index.find(key_words(keys))[0] >= 0
             if not self._pending:
                 self._pending_since = time.monotonic()
@@ -130,6 +147,12 @@ class FolderLayer(CacheLayer):
                     self._pending_bytes += len(value)
                     self._count(puts=1)
             self._flush_when_due()
+
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:
+        with self._lock:
+            self._index.remove(key_words(keys))
+            for key in key_bytes(keys):
+                self._pending_bytes -= len(self._pending.pop(key, b""))
 
     def _flush_when_due(self) -> None:
         waited = time.monotonic() - self._pending_since
@@ -152,7 +175,7 @@ class FolderLayer(CacheLayer):
 
     def _write(self, words: Keys, values: pa.BinaryArray) -> parts.Part:
         name = f"{time.time_ns():020d}-{self._writer}.parquet"
-        part = parts.write(self._fs, self._root, name, self._number(), words, values)
+        part = parts.write(*self._store, name, self._number(), words, values)
         self._add(part, words)
         return part
 
@@ -160,7 +183,7 @@ class FolderLayer(CacheLayer):
         """Index the parts that others have written, forget those that are gone."""
         with self._lock:
             self._refreshed = time.monotonic()
-            there = parts.list_parts(self._fs, self._root)
+            there = parts.list_parts(*self._store)
             for name in [n for n in self._parts if n not in there]:
                 self._forget(self._parts[name])
             new = sorted(n for n, size in there.items() if n not in self._parts and self._unreadable.get(n) != size)
@@ -170,12 +193,13 @@ class FolderLayer(CacheLayer):
                         self._unreadable[name] = there[name]  # not written to its end yet, or damaged
                     elif len(self._parts) < MAX_FILES:
                         words, groups = found
-                        path = f"{self._root}/{name}"
+                        path = f"{self._store[1]}/{name}"
                         self._add(parts.Part(name, path, self._number(), there[name], groups), words)
 
     def _opened(self, name: str) -> tuple[Keys, int] | None:
+        fs, root = self._store
         try:
-            return parts.read_keys(self._fs, f"{self._root}/{name}")
+            return parts.read_keys(fs, f"{root}/{name}")
         except (FileNotFoundError, parts.DamagedPartError):
             return None
 
@@ -197,7 +221,8 @@ class FolderLayer(CacheLayer):
         """Merge small parts into few, and return how many fewer there are; no entry is ever out of reach of a reader.
 
         The merged part is there, whole, before the first of its sources is deleted. Who finds a source gone looks for
-        new parts. Two who merge the same sources leave two parts of the same entries, for a later merge to make one.
+        new parts. Two who merge the same sources leave two parts of the same entries: a later merge makes one of them
+        where both are below a quarter of `part_bytes`; larger ones both stay until the store expires them.
         """
         with self._lock:
             if small is None:
@@ -219,7 +244,7 @@ class FolderLayer(CacheLayer):
             with contextlib.suppress(
                 FileNotFoundError, parts.DamagedPartError
             ):  # another has merged it; or leave it be
-                read.append((part, [parts.read_group(self._fs, part, g) for g in range(part.groups)]))
+                read.append((part, [parts.read_group(self._store[0], part, g) for g in range(part.groups)]))
         if len(read) < 2:
             return
         groups = [group for _, found in read for group in found]
@@ -231,19 +256,10 @@ class FolderLayer(CacheLayer):
         for part, _ in read:
             self._forget(part)
             with contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(part.path)
+                self._store[0].rm_file(part.path)
 
     def close(self) -> None:
         with self._lock:
             self.flush()
             self._groups.clear()
             self._group_bytes = 0
-
-
-def _flush(layer: weakref.ref[FolderLayer]) -> None:
-    """What is still held back when the process ends."""
-    if (found := layer()) is not None:
-        try:
-            found.flush()
-        except Exception as error:
-            _log.warning("cache layer folder: %d entries could not be written: %s", len(found._pending), error)

@@ -47,6 +47,9 @@ class CacheLayer(ABC):
     def put_many(self, keys: pa.FixedSizeBinaryArray, values: pa.BinaryArray) -> None:
         """Keep `values` (binary, no nulls), one a key."""
 
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:  # noqa: B027
+        """Forget the values of `keys`, so that new ones can be put in their place."""
+
     def flush(self) -> None:  # noqa: B027
         """Write what is held back so far."""
 

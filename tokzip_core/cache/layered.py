@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokzip_core.cache.guarded import GuardedLayer
-from tokzip_core.cache.index import key_words
+from tokzip_core.cache.index import Places, key_words
 from tokzip_core.cache.layer import CacheLayer
 from tokzip_core.cache.memory import MemoryLayer
 
@@ -38,16 +38,25 @@ class LayeredCache(CacheLayer):
 
     def lookup(self, keys: pa.FixedSizeBinaryArray) -> tuple[pa.BinaryArray, dict[str, int]]:
         """What `get_many` gives, and the number of hits in each layer by name."""
+        values, depths = self.find(keys)
+        return values, self.hits(depths)
+
+    def hits(self, depths: Places) -> dict[str, int]:
+        """How many of `depths`, as `find` gives them, each layer has, by name."""
+        return {name: int((depths == depth).sum()) for depth, name in enumerate(self.names)}
+
+    def find(self, keys: pa.FixedSizeBinaryArray) -> tuple[pa.BinaryArray, Places]:
+        """What `get_many` gives, and the number of the layer that each value is from, or -1 (int64 `[keys]`)."""
         key_words(keys)
         values = pa.nulls(len(keys), pa.binary())
-        hits = dict.fromkeys(self.names, 0)
+        depths = np.full(len(keys), -1)
         wanted, missing = keys, np.arange(len(keys))
         for depth, layer in enumerate(self.layers):
             if not len(missing):
                 break
             got = layer.get_many(wanted)
             found = np.asarray(pc.is_valid(got))
-            hits[self.names[depth]] = int(found.sum())
+            depths[missing[found]] = depth
             if depth and found.any():
                 had, good = wanted.filter(pa.array(found)), got.drop_null()
                 for upper in self.layers[:depth]:
@@ -62,7 +71,18 @@ class LayeredCache(CacheLayer):
                 missing = missing[~found]
                 wanted = keys.take(pa.array(missing))
         self._count(hits=len(keys) - len(missing), misses=len(missing))
-        return values, hits
+        return values, depths
+
+    def refuse(self, keys: pa.FixedSizeBinaryArray, depths: Places) -> None:
+        """What `find` gave for these keys, from these layers, is of no use: forget it, and count it as `corrupt`."""
+        self.discard_many(keys)
+        for layer, count in zip(self.layers, self.hits(depths).values(), strict=True):
+            layer._count(hits=-count, misses=count, corrupt=count)
+        self._count(hits=-len(keys), misses=len(keys))
+
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:
+        for layer in self.layers:
+            layer.discard_many(keys)
 
     def get_many(self, keys: pa.FixedSizeBinaryArray) -> pa.BinaryArray:
         return self.lookup(keys)[0]

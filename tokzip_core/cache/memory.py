@@ -58,6 +58,12 @@ class MemoryLayer(CacheLayer):
                 self.size += cost
                 self.counters["puts"] += 1
 
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:
+        with self._lock:
+            for key in key_bytes(keys):
+                if (gone := self._entries.pop(key, None)) is not None:
+                    self.size -= len(gone) + ENTRY_OVERHEAD
+
     def close(self) -> None:
         with self._lock:
             self._entries.clear()

@@ -22,6 +22,7 @@ from tokzip_core.cache.index import MAX_ROWS, Keys, key_words
 from tokzip_core.cache.layer import KEY, flat
 
 GROUP_ROWS = 1024
+_ROW_BYTES = 32 + 4 + 8  # at least: key, length of the value, checksum
 SCHEMA = pa.schema(
     [pa.field(n, t, nullable=False) for n, t in (("key", KEY), ("value", pa.binary()), ("sum", pa.uint64()))],
     {"tokzip.cache": "2"},
@@ -102,11 +103,7 @@ def read_keys(fs: Any, path: str) -> tuple[Keys, int]:
     """A part's keys, and how many row groups it has. Raises DamagedPartError or OSError."""
     with _told_apart(path), fs.open(path, "rb") as f:
         file = _opened(f, path)
-        column = file.read(columns=["key"]).column("key").combine_chunks()
-    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    if len(column) > MAX_ROWS or any(n != GROUP_ROWS for n in rows[:-1]):
-        raise DamagedPartError(f"{path}: row groups of {rows} rows")
-    return key_words(column), len(rows)
+        return key_words(file.read(columns=["key"]).column("key").combine_chunks()), file.num_row_groups
 
 
 def read_group(fs: Any, part: Part, number: int) -> Entries:
@@ -124,7 +121,18 @@ def read_group(fs: Any, part: Part, number: int) -> Entries:
 
 
 def _opened(f: Any, path: str) -> pq.ParquetFile:
+    """The file, once its footer says that reading takes no more memory than the file has bytes."""
+    size = f.seek(0, io.SEEK_END)
     file = pq.ParquetFile(f)
     if not file.schema_arrow.equals(SCHEMA) or (file.schema_arrow.metadata or {}).get(b"tokzip.cache") != b"2":
         raise DamagedPartError(f"{path} is no part of a cache of this version")
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    if any(n != GROUP_ROWS for n in rows[:-1]) or max(rows, default=0) > GROUP_ROWS or sum(rows) > MAX_ROWS:
+        raise DamagedPartError(f"{path}: row groups of {rows} rows")
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    if sum(c.total_uncompressed_size for c in chunks) > size or sum(rows) * _ROW_BYTES > size:
+        raise DamagedPartError(f"{path}: {sum(rows)} rows, of more bytes than the file's {size}")
+    if any(c.compression != "UNCOMPRESSED" or not {"PLAIN", "RLE"}.issuperset(c.encodings) for c in chunks):
+        raise DamagedPartError(f"{path}: is compressed, or has a dictionary")
     return file

@@ -8,7 +8,7 @@ the URL's, whose `?ttl=SECONDS` lets entries expire.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +37,13 @@ class RedisLayer(CacheLayer):
         self._errors: Any = redis.exceptions
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
+        bare = url.partition("?")[0]  # urlunsplit would make unix:/ of unix:///
         try:
             self.ttl = int(query.pop("ttl")) if "ttl" in query else None
             if self.ttl is not None and self.ttl < 1:
                 raise ValueError("a ttl is a number of seconds, at least 1")
             self._client: Any = redis.Redis.from_url(
-                urlunsplit(parts._replace(query=urlencode(query))),
+                bare + "?" * bool(query) + urlencode(query),
                 socket_timeout=seconds,
                 socket_connect_timeout=seconds,
             )
@@ -87,6 +88,12 @@ class RedisLayer(CacheLayer):
             self._count(refused=len(entries))
         else:
             self._count(puts=len(entries))
+
+    def discard_many(self, keys: pa.FixedSizeBinaryArray) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for key in key_bytes(keys):
+            pipeline.delete(PREFIX + key)
+        self._sent(pipeline)
 
     def _sent(self, pipeline: Any) -> Any:
         try:

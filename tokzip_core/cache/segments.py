@@ -5,7 +5,8 @@ a record of 40 bytes a value: the key's first 24 bytes, offset | length << 40, a
 uint64 each), which the key's last 8 bytes have a part in. Records are written after what they point to, so that what a
 crash leaves is at most a hole in the data. Who may delete: a segment's `.keys` is under a shared `flock` of every
 process that uses it, and its `.data` under an exclusive one of the process that appends to it; the kernel lifts both
-when the process ends, however it ends.
+when the process ends, however it ends. Files are read through maps: truncating one that is in use ends its users with
+SIGBUS, as deleting it does not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy.typing as npt
 RECORD = 40
 PLACE, SUM = 3, 4  # words of a record, behind the key's
 HEAD = b"tokzip cache segment, format 2".ljust(RECORD, b"\n")
-MAX_VALUE_BYTES = 1 << 20
 _NAME = re.compile("[0-9]{20}-[0-9a-f]{8}")
 
 
@@ -34,14 +34,17 @@ class Segment:
     """One segment as this process sees it: `records` (uint64 `[n, 5]`) and `data` (uint8) are maps of its files."""
 
     def __init__(self, folder: str, name: str, number: int) -> None:
-        """Raises OSError where the files are not there, and ValueError where they are none of ours."""
+        """Raises OSError where the files are not there (yet), and ValueError where they are none of ours."""
         self.name, self.number = name, number
         self.keys_path, self.data_path = (os.path.join(folder, name + end) for end in (".keys", ".data"))
         self.records: npt.NDArray[np.uint64] = np.empty((0, 5), np.uint64)
         self.data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used: int | None = None
         with open(self.keys_path, "rb") as f:
-            if f.read(RECORD) != HEAD:
+            head = f.read(RECORD)
+            if len(head) < RECORD:
+                raise FileNotFoundError(f"{self.keys_path} is being made")
+            if head != HEAD:
                 raise ValueError(f"{self.keys_path} is not a segment of this format")
 
     def grow(self) -> int:
@@ -56,11 +59,16 @@ class Segment:
 
     def use(self, started: float) -> None:
         """Keep the segment from being deleted until `close`, and date it by the run that uses it."""
-        if self._used is None:
-            with contextlib.suppress(OSError):  # being deleted this moment: its maps stay good
-                self._used = os.open(self.keys_path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(self._used, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                os.utime(self.keys_path, (started, started))
+        if self._used is not None:
+            return
+        with contextlib.suppress(OSError), contextlib.ExitStack() as failed:
+            handle = os.open(self.keys_path, os.O_RDONLY | os.O_CLOEXEC)
+            failed.callback(os.close, handle)
+            # Refused while another process sees whether to delete it: the maps stay good, and the next use asks again.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            failed.pop_all()
+            self._used = handle
+            os.utime(self.keys_path, (started, started))
 
     def close(self) -> None:
         if self._used is not None:
@@ -132,25 +140,26 @@ def delete_unused(folder: str, names: Iterable[str]) -> str | None:
 
     for name in sorted(sorted(names, reverse=True), key=age):
         keys, data = (os.path.join(folder, name + end) for end in (".keys", ".data"))
-        if _locked_by_none(keys) and _locked_by_none(data):
-            for path in (keys, data):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            return name
+        with contextlib.ExitStack() as held:
+            if _locked(keys, held) and _locked(data, held):
+                for path in (keys, data):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                return name
     return None
 
 
-def _locked_by_none(path: str) -> bool:
+def _locked(path: str, held: contextlib.ExitStack) -> bool:
+    """Lock a file that nobody else has locked, for as long as `held`; True also where there is no file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    held.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    finally:
-        os.close(handle)
     return True
 
 

@@ -52,7 +52,7 @@ class LayerSpec:
         size = f"{self.max_bytes / 1e6:g}MB"
         if self.kind == "memory":
             return f"memory:{size}"
-        place = re.sub(r"(?<=://)[^/@]*@", "", self.place)
+        place = re.sub(r"(?<=://)[^/]*@", "", self.place)
         return (
             place.partition("?")[0]
             if self.kind == "redis"

@@ -35,12 +35,20 @@ class VectorCache:
     def lookup(
         self, keys: pa.FixedSizeBinaryArray, dimension: int
     ) -> tuple[Vectors, npt.NDArray[np.bool_], dict[str, int]]:
-        """Vectors `[keys, dimension]`, which of them were found (the others mean nothing), and the hits by layer."""
-        values, hits = self.layers.lookup(self._own(keys))
+        """Vectors `[keys, dimension]`, which of them were found (the others mean nothing), and the hits by layer.
+
+        A value that is none of a vector of this dimension is a miss, counted as `corrupt` and to be put anew.
+        """
+        own = self._own(keys)
+        values, depths = self.layers.find(own)
         if values.null_count == len(values):
-            return np.empty((len(values), dimension), np.float32), np.zeros(len(values), np.bool_), hits
+            nothing = np.empty((len(values), dimension), np.float32)
+            return nothing, np.zeros(len(values), np.bool_), self.layers.hits(depths)
         vectors, found = self.coding.decode(values, dimension)
-        return vectors, found, hits
+        bad = (depths >= 0) & ~found
+        if bad.any():
+            self.layers.refuse(own.filter(pa.array(bad)), depths[bad])
+        return vectors, found, self.layers.hits(depths[found])
 
     def put(self, keys: pa.FixedSizeBinaryArray, vectors: Vectors) -> tuple[Vectors, dict[str, float]]:
         """Keep the vectors, float32 `[keys, dimension]`. Returns them as every later look-up will give them, so that a

@@ -20,6 +20,8 @@ EMPTY, REMOVED = 0, 1
 PLACE_BITS = 40
 _LOW = (1 << PLACE_BITS) - 1
 
+MAX_VALUE_BYTES = 1 << 20  # of a value in a mapped file: more is damage
+
 # What `lengths` says instead of a length.
 OTHER_KEY, OUT_OF_FILE = -1, -2
 
@@ -164,7 +166,8 @@ def lengths(keys, files, rows, maps, out):  # type: ignore[no-untyped-def]
         if same:
             place = word_at(record + uint64(24))
             length = place >> uint64(PLACE_BITS)
-            out[i] = length if (place & uint64(_LOW)) + length <= maps[files[i], 3] else OUT_OF_FILE
+            inside = length <= uint64(MAX_VALUE_BYTES) and (place & uint64(_LOW)) + length <= maps[files[i], 3]
+            out[i] = length if inside else OUT_OF_FILE
 
 
 @kernel
