@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 import tokzip_core as tz
 from benchmarks import codec_facts
@@ -182,13 +183,16 @@ def more_facts(columns: list[pa.ListArray], codebooks: dict[str, tz.Codebook], r
     tokens = len(whole.flatten())
     for subject in (file(whole, tz.train(whole)), ipc(whole), parquet(whole, "Parquet zstd-3", "zstd", 3)):
         yield {"fact": f"one file of all rows, {subject.name}: bits a token", "value": 8 * subject.size / tokens}
-    context = ("huffman", "huffman-o1", "arithmetic", "context")
-    some = {name: codebooks[name] for name in context}
+    ids = whole.flatten().to_numpy().astype(np.uint16).tobytes()
+    size = len(lzma.compress(ids, preset=9 | lzma.PRESET_EXTREME))
+    yield {"fact": "xz -9e of all ids as one stream: bits a token", "value": 8 * size / tokens}
+    names = ("huffman", "huffman-o1", "arithmetic", "context")
+    some = {name: codebooks[name] for name in names}
     yield from codec_facts.padded_rows(columns)
     yield from codec_facts.single_rows(columns[-1], some)
     yield from codec_facts.two_threads(columns[-1], some, rounds)
     yield from codec_facts.starts(tz.codecs())
-    yield from codec_facts.vocabularies(columns, context)
+    yield from codec_facts.vocabularies(columns, names)
 
 
 def main() -> None:
@@ -222,9 +226,12 @@ def main() -> None:
     peer = constriction_huffman(last)
     seconds = take_turns([*subjects, peer], args.rounds)
     stream = last.flatten().to_numpy().astype(np.uint16).tobytes()
-    xz = Subject("xz -9e of the ids", len(lzma.compress(stream, preset=9 | lzma.PRESET_EXTREME)))
+    streams = [
+        Subject("xz -9e of the ids", len(lzma.compress(stream, preset=9 | lzma.PRESET_EXTREME))),
+        Subject("zstandard-19 of the ids", len(zstandard.compress(stream, 19))),
+    ]
     rows = []
-    for s in [*subjects, peer, xz]:
+    for s in [*subjects, peer, *streams]:
         row: dict[str, Any] = {"name": s.name, "U_bits": 8 * s.size / n, **facts.get(s.name, {})}
         for what in ("encode", "decode"):
             if (s.name, what) in seconds:

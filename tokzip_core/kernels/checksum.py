@@ -1,4 +1,4 @@
-"""CRC-16 of every row of a column, and rows moved together. Imports numpy, checksum and kernels."""
+"""CRC-16 of every row of a column, and rows moved together. Imports numpy and kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numba import uint64
 
-from tokzip_core.checksum import SIZE
 from tokzip_core.kernels import kernel
 from tokzip_core.kernels.words import load
 
@@ -60,7 +59,7 @@ def append_checksums(data, starts, ends, valid, out, out_ends):  # type: ignore[
             checksum = crc(data, begin, end)
             out[at] = checksum & uint64(255)
             out[at + uint64(1)] = checksum >> uint64(8)
-            at += uint64(SIZE)
+            at += uint64(2)
         out_ends[row] = at
 
 
@@ -68,7 +67,7 @@ def append_checksums(data, starts, ends, valid, out, out_ends):  # type: ignore[
 def first_wrong(data, starts, ends, valid):  # type: ignore[no-untyped-def]
     """The first valid row that does not end with the checksum of what is before it, or -1."""
     for row in range(starts.size):
-        if valid[row] and (ends[row] - starts[row] < SIZE or crc(data, uint64(starts[row]), uint64(ends[row])) != 0):
+        if valid[row] and (ends[row] - starts[row] < 2 or crc(data, uint64(starts[row]), uint64(ends[row])) != 0):
             return row
     return -1
 
