@@ -133,12 +133,12 @@ def run(invocation: Invocation) -> dict[str, Any]:
             ready = pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> train
         return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> MapSplits(stage, output, skip_bad, ready)
 
-    entries, gone = job.run(invocation, output, planned, build)
-    summary = _summary(home, report.summarize(home, planned, entries, gone, started))
+    entries, made, gone = job.run(invocation, output, planned, build)
+    summary = _summary(home, report.summarize(home, planned, entries, made, gone, started))
     summary["codec"] = settings["codec"]
     if why:
         summary["codec_why"] = why
-    looked = {} if trained else drift.look(home, planned, entries, started, args.train_bytes, args.drift_threshold)
+    looked = {} if trained else drift.look(home, planned, entries, made, args.train_bytes, args.drift_threshold)
     # A run without new rows tells of those of the last that had some.
     if found := looked or report.read_json(home.place("summary.json")).get("drift"):
         summary["drift"] = found

@@ -22,15 +22,14 @@ _MEASURED_BYTES = 16_000_000  # text of this run's splits that is coded again
 
 
 def look(
-    home: Manifest, planned: list[Split], entries: list[Entry], started: float, train_bytes: int, threshold: float
+    home: Manifest, planned: list[Split], entries: list[Entry], now: list[Entry], train_bytes: int, threshold: float
 ) -> dict[str, Any]:
-    """What the rows encoded since `started` cost, for the summary: bits a token, and fractions of bytes.
+    """What the rows of the entries `now` cost, for the summary: bits a token, and fractions of bytes.
 
     Where they cost more than expected by over `threshold`, a codebook is trained as a new data set of the same shards
     would train it, from the tokens stored, and a sample of these rows is coded by it: `retraining_saves` of their
     bytes; over `threshold` too, there is a `notice`.
     """
-    now = [e for e in entries if e.worker["finished"] >= started]
     tokens, spent, expected = (
         sum(e.counts.get(n, 0) for e in now) for n in ("tokens", "blob_bytes", "expected_blob_bytes")
     )

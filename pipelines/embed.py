@@ -104,17 +104,17 @@ def default_cache(invocation: Invocation) -> str:
     return f"memory:256MB,disk:{folder}:20GB"
 
 
+def _model_options(args: Any) -> dict[str, Any]:
+    names = ("pooling", "normalize", "max_length", "long_rows", "batch_tokens", "precision")
+    return {name: getattr(args, name) for name in names}
+
+
 def check(args: Any, vocabulary: str | None) -> None:
     """Raise, before any work, where the model cannot be used as asked on tokens of this vocabulary (its digest)."""
     parse_cache_spec(args.cache or "none")
     settings, dimension = check_model(
         args.model,
-        pooling=args.pooling,
-        normalize=args.normalize,
-        max_length=args.max_length,
-        long_rows=args.long_rows,
-        batch_tokens=args.batch_tokens,
-        precision=args.precision,
+        **_model_options(args),
     )
     Output(dimension, args.dimensions, args.output_type)
     if settings.vocabulary is None:
@@ -139,12 +139,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
         vocabulary=vocabulary,
         cache=args.cache or default_cache(invocation),
         cache_values=args.cache_values,
-        pooling=args.pooling,
-        normalize=args.normalize,
-        max_length=args.max_length,
-        long_rows=args.long_rows,
-        batch_tokens=args.batch_tokens,
-        precision=args.precision,
+        **_model_options(args),
         output_type=args.output_type,
         dimensions=args.dimensions,
         carry=tuple(args.carry),
@@ -169,10 +164,10 @@ def run(invocation: Invocation) -> dict[str, Any]:
     with closing(stage):
         home.claim({"stage": stage.name, **stage.open().identity}, [])
         began = time.time()
-        entries, gone = job.run(invocation, output, planned, build)
+        entries, made, gone = job.run(invocation, output, planned, build)
         took = time.time() - began
-        speed = _speed(stage, [e for e in entries if e.worker["finished"] >= started], invocation)
-    summary = report.summarize(home, planned, entries, gone, started)
+        speed = _speed(stage, made, invocation)
+    summary = report.summarize(home, planned, entries, made, gone, started)
     summary["seconds"]["beam"] = round(max(0.0, took - summary["seconds"]["workers"] / args.workers), 3)
     for name in ("batches", "linear", "exact"):
         summary[name] = report.notes(entries, name)

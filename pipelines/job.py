@@ -43,9 +43,10 @@ class OutputError(TokzipError):
 
 
 class Done(NamedTuple):
-    """What a run came to: the entries of the planned splits, in order, and the shards that are gone."""
+    """What a run came to: the entries of the planned splits, those of them made now, and the shards that are gone."""
 
     entries: list[Entry]
+    made: list[Entry]
     gone: list[str]
 
 
@@ -147,7 +148,7 @@ def run(
     if invocation.lock:
         invocation.lock.check()
     gone = _retire(manifest, planned, list(done.values()), invocation.args)
-    return Done([done[s.name] for s in planned], gone)
+    return Done([done[s.name] for s in planned], [done[s.name] for s in todo], gone)
 
 
 def _only_constructs(beam_options: PipelineOptions) -> bool:

@@ -15,15 +15,17 @@ from tokzip_core._version import __version__
 
 
 def summarize(
-    home: Manifest, planned: list[Split], entries: list[Entry], gone: list[str], started: float
+    home: Manifest, planned: list[Split], entries: list[Entry], made: list[Entry], gone: list[str], started: float
 ) -> dict[str, Any]:
-    """What every stage reports: rows, files, seconds and memory. `started` is a `time.time()`; `gone` are shards."""
+    """What every stage reports: rows, files, seconds and memory.
+
+    made: of the entries, those of this run; gone: shards; started: a `time.time()`.
+    """
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    now = [e for e in entries if e.worker["finished"] >= started]
     for e in entries:
         counts.update(e.counts)
-    for e in now:
+    for e in made:
         seconds.update(e.seconds)
     in_workers = seconds.pop("all", 0.0)
     return {
@@ -32,7 +34,7 @@ def summarize(
         "shards": len({s.url for s in planned}),
         "shards_gone": len(gone),
         "splits": len(planned),
-        "splits_done_now": len(now),
+        "splits_done_now": len(made),
         **{k: int(v) if float(v).is_integer() else v for k, v in sorted(counts.items())},
         "bad_shards": int(counts["bad_shards"]),
         "output_bytes": sum(e.output["bytes"] for e in entries if e.output),
@@ -42,7 +44,7 @@ def summarize(
             **{k: round(v, 3) for k, v in sorted(seconds.items())},
         },
         "peak_memory_bytes": max(
-            [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, *(e.worker["peak_rss"] for e in now)]
+            [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, *(e.worker["peak_rss"] for e in made)]
         ),
     }
 

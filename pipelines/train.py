@@ -57,9 +57,7 @@ class Counts:
         cut = len(rows) - len(rows) // _HELD_OUT
         self.trainer.add(rows[:cut])
         if cut < len(rows):
-            self.held_out.append(
-                pa.concat_arrays([rows[cut:]])
-            )  # a copy: a slice would be pickled with its whole block
+            self.held_out.append(pa.concat_arrays([rows[cut:]]))  # a slice would be pickled with its whole block
 
     def merge(self, other: Counts) -> None:
         self.trainer.merge(other.trainer)

@@ -41,6 +41,29 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def save_tiny_bert() -> Callable[[Path, int], None]:
+    """`save_tiny_bert(folder, vocab_size)`: the weights of a small BERT, random and the same every time."""
+
+    def save(folder: Path, vocab_size: int) -> None:
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.2,  # large enough that attention and positions matter
+        )
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def tokzip() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`tokzip("run", "--input", …)` runs the command in a process of its own and returns it, output captured.
 

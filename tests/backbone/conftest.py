@@ -51,26 +51,15 @@ def tiny_json() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_json: str) -> Path:
+def tiny_model(
+    tmp_path_factory: pytest.TempPathFactory, tiny_json: str, save_tiny_bert: Callable[[Path, int], None]
+) -> Path:
     """The folder of a BERT of random weights with the tokenizer of single letters. Read only."""
-    import torch
-    import transformers
-
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = tokenizers.Tokenizer.from_str(tiny_json)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    save_tiny_bert(folder, tokenizer.get_vocab_size())
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

@@ -15,6 +15,7 @@ from made_up import change_a_weight
 from pipelines import compress, embed
 from pipelines.inference import load_model
 from pipelines.inference import model as model_module
+from pipelines.inference.model import EmbeddingModel
 from pipelines.stage import _loaded
 
 
@@ -91,8 +92,11 @@ def test_the_share_of_matrix_products_is_measured_where_it_is_worth_it(
 ) -> None:
     assert "matrix_product_share" not in run(tokens, tiny_with_specials, tmp_path / "short")[1]
     monkeypatch.setattr(embed, "_SECONDS_WORTH_MEASURING", 0)
+    measured, seen = EmbeddingModel.matrix_product_seconds, []
+    monkeypatch.setattr(EmbeddingModel, "matrix_product_seconds", lambda model: seen.append(measured(model)) or 10.0)
     _, summary = run(tokens, tiny_with_specials, tmp_path / "out", "--precision", "fp32")
-    assert summary["matrix_product_share"] >= 0  # of five tokens, on a busy machine, it rounds to none
+    assert seen[0] > 0
+    assert summary["matrix_product_share"] == pytest.approx(10 * summary["model_tokens_per_second"], rel=0.01, abs=10)
 
 
 def test_types_and_dimensions_reach_the_files(tokens: Path, tiny_with_specials: Path, tmp_path: Path) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
-import torch
-import transformers
+from commands import command, data_files
 from s3_store import Store, serve
-
-from pipelines import cli
 
 
 @pytest.fixture(scope="session")
@@ -64,20 +61,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder_folder(
+    tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory, save_tiny_bert: Callable[[Path, int], None]
+) -> Path:
     """A model of sentence-transformers' layout with that tokenizer and random weights. Read only."""
     folder = shutil.copytree(tokenizer_folder, tmp_path_factory.mktemp("models") / "encoder")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=194,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    save_tiny_bert(folder, 194)
     kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -106,13 +95,3 @@ def local_run(
     model = ["--tokenizer", encoder_folder, "--model", encoder_folder]
     command("run", "--input", f"{corpus}/*.parquet", "--output", output, *model, *options)
     return data_files({str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()})
-
-
-def command(*argv: object, code: int = 0) -> None:
-    """`tokzip ARGV…` in this process, which imports torch and Beam once for all tests."""
-    assert cli.main([str(a) for a in argv]) == code
-
-
-def data_files(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Of all that a run leaves, what must not differ by where it ran."""
-    return {n: b for n, b in files.items() if "/_tokzip/" not in n and n != "summary.json"}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import command, data_files
+from commands import command, data_files
 from s3_store import Store
 
 pytestmark = pytest.mark.slow

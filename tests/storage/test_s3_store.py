@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import command
+from commands import command
 from s3_store import Store
 
 import tokzip_core as tz
