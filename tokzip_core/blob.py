@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +75,7 @@ class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
 
 
 pa.register_extension_type(TokenBlobType("", 0, ""))
+_type = lru_cache(maxsize=64)(TokenBlobType)  # making one takes as long as encoding 50,000 tokens
 
 
 def encode(tokens: Any, codebook: Codebook, checksum: bool = False) -> TokenBlobArray:
@@ -83,7 +85,7 @@ def encode(tokens: Any, codebook: Codebook, checksum: bool = False) -> TokenBlob
     checksum: end each blob with 2 bytes that find a flipped bit, checked whenever it is decoded.
     Raises InvalidTokensError for null items, ids outside 0 … 2^31 - 1, and more than 2^31 - 1 bytes of blobs.
     """
-    kind = TokenBlobType(codebook.codec, codebook.version, codebook.id, checksum)
+    kind = _type(codebook.codec, codebook.version, codebook.id, checksum)
     parts = []
     for array in arrays(tokens):
         column = token_column(array, check=not codebook._codec.checks_ids)

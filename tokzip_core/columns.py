@@ -78,12 +78,15 @@ def token_column(array: pa.Array, check: bool = True) -> Column:
         bounds = np.arange(len(array) + 1, dtype=np.int64) * kind.list_size + array.offset * kind.list_size
     else:
         bounds = array.offsets.to_numpy().astype(np.int64)
-    starts, ends = bounds[:-1] - bounds[0], bounds[1:] - bounds[0]
-    if bounds[0] < 0 or bounds[-1] > len(array.values) or (starts > ends).any():
+    begin, end = int(bounds[0]), int(bounds[-1])
+    bounds -= begin
+    starts, ends = bounds[:-1], bounds[1:]
+    items = array.values
+    if begin < 0 or end > len(items) or (starts > ends).any():
         raise InvalidTokensError("the column's offsets are out of order or beyond its values")
     if valid is not None:
         ends = np.where(valid, ends, starts)
-    items = array.values.slice(bounds[0], bounds[-1] - bounds[0])
+    items = items.slice(begin, end - begin)
     if items.null_count:
         _refuse(np.asarray(items.is_null()), starts, ends, "has a null item")
         items = items.fill_null(0)
@@ -138,14 +141,15 @@ def variable_array(kind: pa.DataType, ends: Int64s, data: Any, valid: Bools | No
     """Rows that lie one after the other in `data`, as `binary` or `list<int32>`; `ends`: each row's end."""
     if ends.size and ends[-1] > MAX_BYTES:
         raise InvalidTokensError(f"{ends[-1]} items in one array of {kind}: pass fewer rows at a time")
-    offsets = pa.py_buffer(np.concatenate((np.zeros(1, np.int32), ends.astype(np.int32))))
+    offsets = np.empty(ends.size + 1, np.int32)
+    offsets[0], offsets[1:] = 0, ends
     mask = None
     if valid is not None:
         mask = pa.py_buffer(np.packbits(valid, bitorder="little"))
     if pa.types.is_binary(kind):
-        return pa.Array.from_buffers(kind, ends.size, [mask, offsets, pa.py_buffer(data)])
+        return pa.Array.from_buffers(kind, ends.size, [mask, pa.py_buffer(offsets), pa.py_buffer(data)])
     items = pa.Array.from_buffers(kind.value_type, len(data), [None, pa.py_buffer(data)])
-    return pa.Array.from_buffers(kind, ends.size, [mask, offsets], children=[items])
+    return pa.Array.from_buffers(kind, ends.size, [mask, pa.py_buffer(offsets)], children=[items])
 
 
 def _valid(array: pa.Array) -> Bools | None:

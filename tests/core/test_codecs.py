@@ -13,6 +13,8 @@ from books import body, wrap
 
 import tokzip_core as tz
 from tokzip_core.coders.varint import encode_varints
+from tokzip_core.columns import token_column
+from tokzip_core.models import order1
 
 LISTS = pa.list_(pa.int32())
 BASE = 1_000
@@ -74,6 +76,7 @@ def test_runs_ask_for_no_memory_that_the_blob_does_not_justify() -> None:
     plain = tz.Codebook.from_bytes(wrap(arithmetic([(100, 0), (3_840, 0), (100, 11)], ids, 0), codec=b"arithmetic"))
     (blob,) = tz.encode(pa.array([[5] + [top] * n]), plain).storage.to_pylist()
     assert 3_840 * n > 65_536 * len(blob)
+    tz.decode(tz.encode(pa.array([[5]]), book), book)  # compiled, which takes memory too
     tracemalloc.start()
     with pytest.raises(tz.CorruptBlobError, match="more than 4096 tokens a byte"):
         tz.decode(pa.array([blob]), book)
@@ -183,3 +186,23 @@ def test_the_token_before_makes_codes_shorter() -> None:
         sizes[codec] = 8 * len(blob) / 40_000
     assert sizes["huffman"] > 8.6  # 400 ids, alike in frequency
     assert sizes["huffman-o1"] < 5.6  # 2 bits and 7.6 bits in turn, were each of the 400 contexts a cluster
+
+
+def test_order_1_forgets_rare_pairs_but_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    rows = pa.array([(rng.zipf(1.3, 400) % 500).tolist() for _ in range(50)])
+    whole = tz.train(rows, "huffman-o1")
+    assert tz.train([rows[:20], rows[20:]], "huffman-o1") == whole
+    monkeypatch.setattr(order1, "MAX_PAIRS", 1_000)
+    model = order1.Order1()
+    for part in (rows[:20], rows[20:]):
+        model.add(token_column(part))
+    assert model.pairs.ids.size <= 1_000 + 500
+    assert model.tokens == len(rows.flatten())
+    singles = np.bincount(rows.flatten().to_numpy())
+    assert dict(zip(*map(np.ndarray.tolist, (model.order0().ids, model.order0().counts)), strict=True)) == {
+        i: n for i, n in enumerate(singles.tolist()) if n
+    }
+    book = tz.train(rows, "huffman-o1")
+    assert book != whole
+    assert tz.decode(tz.encode(rows, book), book).equals(rows.cast(LISTS))

@@ -58,7 +58,7 @@ class Huffman(Codec):
 
         def write(starts: Int64s, ends: Int64s, *out: Any) -> None:
             known = (t.entries, t.ids, t.id_entries, np.uint64(t.escape))
-            if not encode_rows(column.values, starts, ends, *known, t.triple, *out):
+            if not encode_rows(column.values, starts, ends, *known, *out):
                 raise InvalidTokensError(f"an id over {MAX_ID}")
 
         return encode_pieces(column, 8, write)

@@ -23,8 +23,8 @@ from tokzip_core.coders.prefix_order1 import (
     build_tables,
 )
 from tokzip_core.coders.varint import decode_ids, decode_varints, encode_ids
-from tokzip_core.columns import Column, Int32s, Int64s, UInt8s, UInt32s
-from tokzip_core.errors import CorruptCodebookError
+from tokzip_core.columns import MAX_ID, Column, Int32s, Int64s, UInt8s, UInt32s
+from tokzip_core.errors import CorruptCodebookError, InvalidTokensError
 from tokzip_core.models.order1 import Order1, cluster
 
 _FAULTS = {
@@ -39,6 +39,7 @@ _HEAD = struct.Struct("<IIIH")  # ids, cells, bytes of the ids, clusters
 class HuffmanOrder1(Codec):
     name = "huffman-o1"
     version = 1
+    checks_ids = True
     max_body = 1 << 25
 
     def model(self) -> Order1:
@@ -94,7 +95,9 @@ class HuffmanOrder1(Codec):
 
         def write(*piece: Any) -> None:
             known = (t.ids, t.id_ranks, t.ranks)
-            encode_rows(column.values, *known, t.cells, t.entries, t.escapes, t.shared, t.start, *piece)
+            tables = (*known, t.cells, t.entries, t.escapes, t.shared, t.start)
+            if not encode_rows(column.values, *tables, *piece):
+                raise InvalidTokensError(f"an id over {MAX_ID}")
 
         return encode_pieces(column, 12, write)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tokzip_core.columns import Column, Int32s, Int64s, UInt8s, read_only
 from tokzip_core.errors import CorruptBlobError
 
-_RUN = 1 << 18  # tokens encoded at a time: the most room for the worst case that is made at once
+_RUN = 1 << 20  # tokens encoded at a time: the most room for the worst case that is made at once
 FULL = -1  # a kernel needs more room
 PADDING = 16  # bytes that a kernel may read past the end of a row, and write past its last
 
@@ -41,21 +41,24 @@ def encode_pieces(
 ) -> tuple[UInt8s, Int64s]:
     """What `write(starts, ends, out, out_ends)` makes of all rows, called for a run of rows at a time.
 
-    `write` fills `out` (uint8, `bytes_a_token` for each token, PADDING more for each row) and `out_ends` (int64).
+    column: no row begins before the one before it ends. `write` fills `out` (uint8, `bytes_a_token` for each token,
+    PADDING more for each row) and `out_ends` (int64).
     """
-    n = len(column)
-    sizes = (column.ends - column.starts) * bytes_a_token + PADDING
-    before = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+    n, starts = len(column), column.starts
     ends = np.empty(n, np.int64)
-    row, size, out = 0, 0, Room(np.uint8, int(min(before[-1], before[-1] // 3 + _RUN * bytes_a_token)) + PADDING)
+    tokens = int(column.ends[-1] - starts[0]) if n else 0
+    likely = min(tokens, tokens // 3 + _RUN) * bytes_a_token + (min(n, _RUN) + 1) * PADDING
+    row, size, out = 0, 0, Room(np.uint8, likely)
     while row < n:
-        last = max(row + 1, int(np.searchsorted(before, before[row] + _RUN * bytes_a_token, "right")) - 1)
-        room = size + int(before[last] - before[row]) + PADDING
+        last = int(column.ends.searchsorted(starts[row] + _RUN, "right"))
+        last = max(row + 1, min(last, row + _RUN))
+        run = slice(row, last)
+        room = size + int(column.ends[last - 1] - starts[row]) * bytes_a_token + (last - row + 1) * PADDING
         if out.size < room:
             out.resize(room + out.size // 2)
-        run = slice(row, last)
-        write(column.starts[run], column.ends[run], out.array()[size:], ends[run])
-        ends[run] += size
+        write(starts[run], column.ends[run], out.array()[size:], ends[run])
+        if size:
+            ends[run] += size
         row, size = last, int(ends[last - 1])
     out.resize(size)
     return out.array(), ends

@@ -16,10 +16,11 @@ from tokzip_core.columns import Int32s, Int64s, UInt8s, UInt32s
 from tokzip_core.errors import CorruptCodebookError
 
 SLOTS = 255
-MAX_LENGTH = 27  # an entry of value << 5 | length fits 32 bits, two codes one load
+MAX_LENGTH = 27  # code << 5 | length fits 32 bits, two codes one load
 TRIPLE_LENGTH = 19  # three codes fit one load
 TRIPLE_LOSS = 0.005  # the share of size that three codes a load may cost
 MAX_IDS = 1 << 20
+NO_ENTRY = 64  # a length that makes those of three codes more than a load
 ESCAPE, UNASSIGNED = -1, -2  # in place of a token: 31 bits of an id without a code follow; no code
 
 _ALL_LENGTHS = np.arange(MAX_LENGTH + 1)
@@ -96,7 +97,7 @@ class PrefixTables:
     tokens: Int32s  # by rank; negative for the escape and where there is no code, as at the end
     ids: UInt32s  # rising
     id_entries: UInt32s  # code << 5 | length of each of `ids`
-    entries: UInt32s  # the same by id, up to a bounded power of two; 0 where there is no code, and at the end
+    entries: UInt32s  # code << 8 | length by id, up to a bounded power of two; NO_ENTRY where none fits, and at the end
     escape: int  # the entry of the escape code
     shortest: int  # bits
     mean: float  # bits, were every token as likely as its code is short
@@ -128,9 +129,9 @@ def build_tables(ids: UInt32s, lengths: UInt8s) -> PrefixTables:
     tokens[ranks] = np.append(ids.astype(np.int32), np.int32(ESCAPE))
     id_entries = all_entries[:-1]
     dense = 1 << (min(int(ids[-1]), (1 << 16) + 4 * ids.size) if ids.size else 0).bit_length()
-    entries = np.zeros(dense + 1, np.uint32)
-    below = int(np.searchsorted(ids, dense))
-    entries[ids[:below]] = id_entries[:below]
+    entries = np.full(dense + 1, NO_ENTRY, np.uint32)
+    short = (ids < dense) & (lengths[:-1] <= 24)
+    entries[ids[short]] = id_entries[short] >> 5 << 8 | id_entries[short] & 31
     for array in (slot_lengths, slot_ranks, tokens, ids, id_entries, entries):
         array.flags.writeable = False
     shortest, mean = int(lengths.min()), float((lengths * 0.5**lengths).sum() / (0.5**lengths).sum())

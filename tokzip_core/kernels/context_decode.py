@@ -25,7 +25,7 @@ from tokzip_core.kernels.context_coder import FULL, HEAD, NONE, UNIT, find, hash
 from tokzip_core.kernels.context_memory import prefetch
 
 OK, OVERRUN, TOO_FAR, NO_ROOM = 0, 1, 2, 3
-LANES = 8
+LANES = 6
 ROOM_AT_FIRST = 1100  # tokens a lane; no power of two, so that lanes do not compete for the same lines of the cache
 # What is kept of a lane.
 ROW, CODE, WIDTH, BYTE, STOP, START, HERE, BEGIN, ROOM, FOUND, LENGTH, HISTORY, KEPT, P1, P2, RARITY = range(16)

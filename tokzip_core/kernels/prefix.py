@@ -1,7 +1,7 @@
 """Encode and decode whole columns with a prefix-class code (coders/prefix.py). Imports numpy, coders, kernels.
 
 Bits are numbered from the lowest bit of the first byte. All arithmetic is uint64: numba's mixes of signed and
-unsigned are slow. A lookup entry is `value << 5 | length`.
+unsigned are slow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint64
 
-from tokzip_core.coders.prefix import ESCAPE, UNASSIGNED
+from tokzip_core.coders.prefix import ESCAPE, NO_ENTRY, UNASSIGNED
 from tokzip_core.columns import MAX_ID
 from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
@@ -18,6 +18,7 @@ from tokzip_core.kernels.words import load, store
 LANES = 3  # rows decoded side by side: one row's chain of lookups hides behind the others'; more want registers
 CHUNK = 1 << 20  # room for the tokens of one turn of decoding, at worst: most of what is used of it stays in a L2 cache
 ESCAPED_BITS = 31
+MOST_BITS = 56  # that fit behind 7 others
 ROW_ROOM = 6  # tokens that may be written past a row's last: two turns of three, from a bad blob
 
 OK, ZERO_END, NO_CODE, KNOWN_ESCAPED, FULL = 0, 1, 2, 3, -1
@@ -41,51 +42,74 @@ def append(out, at, word, filled, bits, length):  # type: ignore[no-untyped-def]
     return at + (filled >> uint64(3)), (word >> half) >> half, filled & uint64(7)
 
 
+@inline
+def join(a, b, c):  # type: ignore[no-untyped-def]
+    """The codes of three entries (code << 8 | length) one after the other, and the length of all."""
+    eight, low = uint64(8), uint64(63)
+    two = a + b  # its low bits are the length of both
+    bits = a >> eight | (b >> eight) << (a & low) | (c >> eight) << (two & low)
+    return bits, (two + c) & uint64(255)
+
+
+@inline
+def append_short(out, at, word, filled, bits, length):  # type: ignore[no-untyped-def]
+    """`append` for a length up to MOST_BITS."""
+    word |= bits << filled
+    filled += length
+    store(out, at, word)
+    return at + (filled >> uint64(3)), word >> (filled & uint64(56)), filled & uint64(7)
+
+
 @kernel
-def encode_rows(values, starts, ends, entries, ids, id_entries, escape, triple, out, out_ends):  # type: ignore[no-untyped-def]
+def encode_rows(values, starts, ends, entries, ids, id_entries, escape, out, out_ends):  # type: ignore[no-untyped-def]
     """Write the blobs of rows `values[starts[i]:ends[i]]` into `out`, and each blob's end into `out_ends`.
 
-    values: uint32; entries: uint32[2^d + 1], by id, zero at 2^d and where an id has no code; ids, id_entries: every id
-    with its entry; escape: uint64 entry; triple: whether three codes fit in 57 bits. `out` (uint8) has room for
-    8 bytes a token and 16 more. Returns whether all values are ids.
+    values: uint32; entries: uint32[2^d + 1], by id, code << 8 | length, NO_ENTRY at 2^d; ids, id_entries, escape: of
+    every id and of the escape, code << 5 | length. `out` (uint8) has room for 8 bytes a token and 16 more. Returns
+    whether all values are ids. The last two tokens of a row are not taken one by one, as no processor can foretell how
+    many there will be.
     """
-    top, five, low = uint64(entries.size - 1), uint64(5), uint64(31)
-    one, two, three = uint64(1), uint64(2), uint64(3)
-    at = uint64(0)
+    top, five, low, most = uint64(entries.size - 1), uint64(5), uint64(31), uint64(MOST_BITS)
+    zero, one, two, three, seven = uint64(0), uint64(1), uint64(2), uint64(3), uint64(7)
+    at = zero
     for row in range(starts.size):
-        begin, word, filled = at, uint64(0), uint64(0)
+        begin, word, filled = at, zero, zero
         i, end = uint64(starts[row]), uint64(ends[row])
         stop = end - min(end, two)
         while i < end:
-            while triple and i < stop:
+            while i < stop:
                 first, second, third = values[i], values[i + one], values[i + two]
                 if (first | second | third) >= top:  # as 2^d is a power of two, none of them is, or one may be
                     break
-                a, b, c = uint64(entries[first]), uint64(entries[second]), uint64(entries[third])
-                if a == 0 or b == 0 or c == 0:
+                bits, length = join(uint64(entries[first]), uint64(entries[second]), uint64(entries[third]))
+                if length > most:
                     break
-                to_b = a & low
-                to_c = to_b + (b & low)
-                bits = a >> five | (b >> five) << to_b | (c >> five) << to_c
-                at, word, filled = append(out, at, word, filled, bits, to_c + (c & low))
+                at, word, filled = append_short(out, at, word, filled, bits, length)
                 i += three
-            if i == end:
-                break
+            if i >= stop:
+                first, second = uint64(values[min(i, end - one)]), uint64(values[end - one])
+                a, b = uint64(entries[min(first, top)]), uint64(entries[min(second, top)])
+                bits, length = join(a if i < end else zero, b if i + one < end else zero, zero)
+                if length <= most:
+                    at, word, filled = append_short(out, at, word, filled, bits, length)
+                    break
             entry = uint64(entries[min(uint64(values[i]), top)])
+            if entry != uint64(NO_ENTRY):
+                at, word, filled = append_short(out, at, word, filled, entry >> uint64(8), entry & uint64(255))
+                i += one
+                continue
             if values[i] > MAX_ID:
                 return False
-            if entry == 0:
-                entry = uint64(entry_of(values[i], ids, id_entries))
+            entry = uint64(entry_of(values[i], ids, id_entries))
             if entry != 0:
                 at, word, filled = append(out, at, word, filled, entry >> five, entry & low)
             else:
                 at, word, filled = append(out, at, word, filled, escape >> five, escape & low)
                 at, word, filled = append(out, at, word, filled, uint64(values[i]), uint64(ESCAPED_BITS))
             i += one
-        if filled > 0:
-            at += uint64(1)
-        while at > begin and out[at - uint64(1)] == 0:
-            at -= uint64(1)
+        at += filled + seven >> three
+        while at > begin and out[at - one] == 0:
+            at -= one
         out_ends[row] = at
     return True
 

@@ -9,15 +9,15 @@ import numpy as np
 from numba import uint64
 
 from tokzip_core.coders.prefix_order1 import EMITS, NUMBER_BITS, Beside, Event
+from tokzip_core.columns import MAX_ID
 from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
 from tokzip_core.kernels.popcount import popcount
-from tokzip_core.kernels.prefix import ESCAPED_BITS, append, bit_length
+from tokzip_core.kernels.prefix import ESCAPED_BITS, MOST_BITS, append, append_short, bit_length
 from tokzip_core.kernels.words import load, store
 
-PIECE = 1 << 9  # tokens whose codes are looked up at a time
+PIECE = 1 << 11  # tokens whose codes are looked up at a time
 UNKNOWN = 1 << 63
-MOST_BITS = 56  # that fit behind 7 others
 LANES = 6  # rows decoded side by side: more hide more of the latency of lookups, but want registers
 CHUNK = 1 << 20  # room for the symbols of one turn of decoding, at worst
 ZEROS = 16  # bytes after each row
@@ -59,21 +59,36 @@ def look_up(known, size, cells, entries, escapes, shared, codes, missing):  # ty
         codes[j] = (code << shift | escape) << six | (length + shift) | uint64(rank == unknown) << top
 
 
+@inline
+def join(codes, size, fours, lengths):  # type: ignore[no-untyped-def]
+    """Set `fours[i]` to the bits of four codes from `codes[4 * i]` on; `lengths[i]` (uint8) is over 56 if they do not
+    fit or 31 bits are to follow."""
+    one, two, three, four, low, six = uint64(1), uint64(2), uint64(3), uint64(4), uint64(63), uint64(6)
+    for i in range(size >> two):
+        a, b, c, d = codes[four * i], codes[four * i + one], codes[four * i + two], codes[four * i + three]
+        ab, cd = (a & low) + (b & low), (c & low) + (d & low)
+        first, second = a >> six | b >> six << (a & low), c >> six | d >> six << (c & low)
+        fours[i] = first | second << (ab & low)
+        lengths[i] = ab + cd + ((a | b | c | d) >> low << six)
+
+
 @kernel
 def encode_rows(  # type: ignore[no-untyped-def]
     values, ids, id_ranks, ranks, cells, entries, escapes, shared, start, starts, ends, out, out_ends
 ):
     """Write the blobs of rows `values[starts[i]:ends[i]]` into `out`, and each blob's end into `out_ends`.
 
-    The tables are those of Order1Tables. `out` has room for 12 bytes a token and 16 more. PIECE tokens are coded at a
-    time: parts of rows, with one entry before each that holds the context of its first token and has an empty code.
+    The tables are those of Order1Tables. `out` has room for 12 bytes a token and 16 more. Returns whether all values
+    are ids. PIECE tokens are coded at a time: parts of rows, each from a multiple of four on, with one entry before it
+    that holds the context of its first token. Its code is empty, and so are those up to the next part.
     """
     zero, one, two, three, six, seven = uint64(0), uint64(1), uint64(2), uint64(3), uint64(6), uint64(7)
     low, unknown, piece, number_bits = uint64(63), uint64(UNKNOWN), uint64(PIECE), uint64(NUMBER_BITS)
     unknown_id = uint64(escapes.size - 1) << number_bits | uint64(shared.size - 1)
     dense, rows = uint64(ranks.size), uint64(starts.size)
-    known, missing, parts = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE + 1, np.uint64)
-    codes, pairs, lengths = np.empty(PIECE + 1, np.uint64), np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint8)
+    known, missing = np.zeros(PIECE, np.uint32), np.empty(PIECE, np.uint32)
+    parts, tokens = np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint64)
+    codes, fours, lengths = np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint8)
     row, taken, last = zero, zero, zero  # taken: tokens of this row; last: what is known of the one before
     begin, at, word, filled = zero, zero, zero, zero
     while row < rows:
@@ -81,7 +96,6 @@ def encode_rows(  # type: ignore[no-untyped-def]
         while reached < rows and size + one < piece:
             parts[n_parts] = size
             known[size] = last if reached_taken > 0 else uint64(start) << number_bits
-            n_parts += one
             size += one
             first = uint64(starts[reached]) + reached_taken
             more = min(uint64(ends[reached]) - first, piece - size)
@@ -92,46 +106,42 @@ def encode_rows(  # type: ignore[no-untyped-def]
                 else:
                     found = uint64(entry_of(token, ids, id_ranks))
                     known[size + i] = found - one if found != 0 else unknown_id
-            size += more
+            tokens[n_parts] = size + more
+            n_parts += one
+            size = size + more + three & ~three
             reached_taken += more
             if first + more == uint64(ends[reached]):
                 reached, reached_taken = reached + one, zero
-        last = uint64(known[size - one])
+        last = uint64(known[tokens[n_parts - one] - one])
         look_up(known, size, cells, entries, escapes, shared, codes, missing)
-        parts[n_parts], codes[size] = size, zero
-        for i in range(n_parts):
-            codes[parts[i]] = zero
-        for i in range(size + one >> one):
-            a, b = codes[two * i], codes[two * i + one]
-            pairs[i] = a >> six | b >> six << (a & low)
-            lengths[i] = (a & low) + (b & low) + ((a | b) >> low << six)  # too many where bits are to follow
         for part in range(n_parts):
-            first = parts[part] + one
-            end = parts[part + one]
-            for i in range(first >> one, end + one >> one):
+            codes[parts[part]] = zero
+            for i in range(tokens[part], tokens[part] + three & ~three):
+                codes[i] = zero
+        join(codes, size, fours, lengths)
+        for part in range(n_parts):
+            first = parts[part]
+            for i in range(first >> two, tokens[part] + three >> two):
                 length = uint64(lengths[i])
                 if length <= uint64(MOST_BITS):
-                    word |= pairs[i] << filled
-                    store(out, at, word)
-                    filled += length
-                    at += filled >> three
-                    word >>= filled & uint64(56)
-                    filled &= seven
+                    at, word, filled = append_short(out, at, word, filled, fours[i], length)
                     continue
-                for j in range(max(two * i, first), min(two * i + two, end)):
+                for j in range(i << two, (i << two) + uint64(4)):
                     at, word, filled = append(out, at, word, filled, (codes[j] & ~unknown) >> six, codes[j] & low)
                     if codes[j] >= unknown:
-                        token = uint64(values[uint64(starts[row]) + taken + (j - first)])
+                        token = uint64(values[uint64(starts[row]) + taken + (j - first - one)])
+                        if token > uint64(MAX_ID):
+                            return False
                         at, word, filled = append(out, at, word, filled, token, uint64(ESCAPED_BITS))
-            taken += end - first
             if row < reached:
-                if filled > 0:
-                    at += one
+                at += filled + seven >> three
                 while at > begin and out[at - one] == 0:
                     at -= one
                 out_ends[row] = at
                 begin, word, filled = at, zero, zero
                 row, taken = row + one, zero
+        taken = reached_taken
+    return True
 
 
 @kernel

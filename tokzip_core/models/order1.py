@@ -13,6 +13,8 @@ from tokzip_core.columns import Column, Int64s, UInt32s
 from tokzip_core.models.order0 import Order0
 
 START = 1 << 31  # stands before the first token of a row
+FORGOTTEN = START + 1  # stands before a token of a pair that was too rare to be kept
+MAX_PAIRS = 1 << 23
 CLUSTERS = 125  # and the three contexts beside them: a power of two, so that the decoder has no empty tables
 ROUNDS = 5
 _CELL_BITS = 14.0  # what a cell costs in a codebook
@@ -21,7 +23,10 @@ _CONTEXT = 24  # how often a context must occur to be put into a cluster
 
 
 class Order1:
-    """Sparse counts of pairs, `before << 32 | id`. Adding commutes."""
+    """Sparse counts of pairs, `before << 32 | id`. Adding commutes while there are at most MAX_PAIRS.
+
+    Beyond that, the commonest half is kept; of the others, how often each id occurred, after FORGOTTEN.
+    """
 
     def __init__(self) -> None:
         self.pairs = Order0(np.uint64)
@@ -32,9 +37,21 @@ class Order1:
         before = np.concatenate((np.zeros(1, np.uint64), tokens))[:-1].astype(np.uint64)
         before[(np.cumsum(lengths) - lengths)[lengths > 0]] = START
         self.pairs.count(before << np.uint64(32) | tokens)
+        self._forget()
 
     def merge(self, other: Order1) -> None:
         self.pairs.merge(other.pairs)
+        self._forget()
+
+    def _forget(self) -> None:
+        ids, counts = self.pairs.ids, self.pairs.counts
+        if ids.size <= MAX_PAIRS:
+            return
+        rare = np.argsort(-counts, kind="stable")[MAX_PAIRS // 2 :]
+        lost, where = np.unique(ids[rare] & np.uint64(0xFFFFFFFF), return_inverse=True)
+        self.pairs.ids, self.pairs.counts = np.delete(ids, rare), np.delete(counts, rare)
+        sums = np.bincount(where, counts[rare], lost.size).astype(np.int64)
+        self.pairs.add_counts(np.uint64(FORGOTTEN << 32) | lost, sums)
 
     @property
     def tokens(self) -> int:
