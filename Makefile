@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint format prism clean
+.PHONY: help install run test test-all test-fast lint format prism clean
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,8 +30,12 @@ $(STAMP): setup.py constraints.txt
 run: install  ## the whole job on a small corpus: text -> token blobs -> embeddings, into out/demo
 	python -m pipelines.demo out/demo
 
-test: lint  ## linters, types, every test
+test: lint  ## linters, types, every test; those of Prism and Redis where they are installed
 	python -m pytest
+
+test-all: export TOKZIP_REQUIRE_PRISM := 1
+test-all: export TOKZIP_REQUIRE_REDIS := 1
+test-all: prism test  ## the same, as CI does: builds Prism (needs go), and fails without redis-server
 
 test-fast: install  ## the tests that take seconds
 	python -m pytest -m 'not slow'

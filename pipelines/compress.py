@@ -1,7 +1,8 @@
-"""Stage 1's command, `tokzip compress`: text shards to a token data set. Imports job, train and compress_stage."""
+"""Stage 1's command, `tokzip compress`: text shards to a token data set. Imports job, watch, train, compress_stage."""
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import apache_beam as beam
 
 import tokzip_core as tz
-from pipelines import advise, drift, job, options, report, splits, storage
+from pipelines import advise, drift, job, logs, options, report, splits, storage, watch
 from pipelines.compress_stage import CompressStage
 from pipelines.manifest import DatasetMismatchError, Manifest
 from pipelines.map_splits import MapSplits
@@ -85,7 +86,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
     """Compress, print the summary and return it."""
     args, started = invocation.args, time.time()
     output = storage.absolute(args.output)
-    skip_bad = args.on_bad_shard == "skip"
+    skip_bad = args.watch or args.on_bad_shard == "skip"
     reserved = {"tokens", "n_tokens", ROW, ERROR} & set(args.carry)
     if reserved:
         raise UsageError(f"--carry {','.join(sorted(reserved))}: that name is taken by an output column")
@@ -94,7 +95,16 @@ def run(invocation: Invocation) -> dict[str, Any]:
     stage = CompressStage(
         output, args.text_column, tuple(args.carry), args.tokenizer_engine, uuid.uuid4().hex, args.row_checksum
     )
-    planned = job.plan(args.input, output, stage.columns, args.split_bytes, skip_bad)
+    home = Manifest(output)
+    if args.watch:
+        load_tokenizer(args.tokenizer)  # what is wrong with it is said before the wait
+        watcher = watch.Watcher(invocation, output, lambda: job.find(args.input, output))
+        known = watcher.manifest.planned(args.split_bytes)
+        planned = watcher.first(lambda s: splits.plan([s], stage.columns, args.split_bytes, skip_bad, known))
+        if planned is None:
+            return {}
+    else:
+        planned = job.plan(args.input, home, stage.columns, args.split_bytes, skip_bad)
     tokenizer_json = load_tokenizer(args.tokenizer)
     given = retry(tz.load_codebook, args.codebook) if args.codebook else None
     if given and args.codec not in (None, given.codec):
@@ -107,7 +117,6 @@ def run(invocation: Invocation) -> dict[str, Any]:
         "codec": given.codec if given else args.codec or "huffman",
         **({"row_checksum": checksum.NAME} if args.row_checksum else {}),
     }
-    home = Manifest(output)
     why = advice = None
     if settings["codec"] == "auto":
         tokenizer = Tokenizer(tokenizer_json, args.tokenizer_engine)
@@ -125,27 +134,37 @@ def run(invocation: Invocation) -> dict[str, Any]:
 
     trained = not storage.exists(home.place("codebook.tzc"))
 
-    def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
-        ready = None
-        if trained:
-            sample = splits.sample(planned, args.train_bytes)
-            train = TrainCodebook(stage, settings["codec"], share_of(sample, args.train_bytes), skip_bad)
-            ready = pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> train
-        return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> MapSplits(stage, output, skip_bad, ready)
+    def train(pipeline: beam.Pipeline) -> Any:
+        sample = splits.sample(planned, args.train_bytes)
+        training = TrainCodebook(stage, settings["codec"], share_of(sample, args.train_bytes), skip_bad)
+        return pipeline | "Sample" >> beam.Create(sample) | "Train codebook" >> training
 
-    entries, made, gone = job.run(invocation, output, planned, build)
+    def build(pipeline: beam.Pipeline, todo: list[Split], most_dead: float) -> Any:
+        ready = train(pipeline) if trained else None
+        transform = MapSplits(stage, output, skip_bad, ready, most_dead)
+        return pipeline | "Splits" >> beam.Create(todo) | "Compress" >> transform
+
+    if args.watch:
+        if trained:
+            watcher.execute(f"{output}: the training", train)
+        planned, entries, made, gone = watcher.run(stage)
+    else:
+        _, entries, made, gone = job.run(invocation, home, planned, build)
     summary = _summary(home, report.summarize(home, planned, entries, made, gone, started))
     summary["codec"] = settings["codec"]
     if why:
         summary["codec_why"] = why
-    looked = {} if trained else drift.look(home, planned, entries, made, args.train_bytes, args.drift_threshold)
+    # A watch that was told to stop has no time to retrain: whether that would pay, a batch run says.
+    threshold = math.inf if args.watch else args.drift_threshold
+    first = trained and not args.watch
+    looked = {} if first else drift.look(home, planned, entries, made, args.train_bytes, threshold)
     # A run without new rows tells of those of the last that had some.
     if found := looked or report.read_json(home.place("summary.json")).get("drift"):
         summary["drift"] = found
     summary["tokenizer_engine"] = report.notes(entries, "tokenizer_engine")
     report.publish(summary, home, "tokzip compress")
     if notice := summary.get("drift", {}).get("notice"):
-        print(f"note: {notice}")
+        logs.note(notice)
     return summary
 
 

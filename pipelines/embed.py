@@ -1,4 +1,4 @@
-"""Stage 2's command, `tokzip embed`: a token data set to an embedding data set. Imports job and embed_stage."""
+"""Stage 2's command, `tokzip embed`: a token data set to an embedding data set. Imports job, watch, embed_stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 import tokzip_core as tz
-from pipelines import job, options, reading, report, splits, storage
+from pipelines import job, options, reading, report, splits, storage, watch
 from pipelines.embed_stage import EmbedStage, same_vocabulary
 from pipelines.inference import ModelError, check_model
 from pipelines.inference import rows as ragged
@@ -129,9 +129,17 @@ def run(invocation: Invocation) -> dict[str, Any]:
     """Embed, print the summary and return it."""
     args, started = invocation.args, time.time()
     output = storage.absolute(args.output)
-    skip_bad = args.on_bad_shard == "skip"
+    skip_bad = args.watch or args.on_bad_shard == "skip"
     home = Manifest(output)
-    codebook, vocabulary = _token_data_set(args.input)
+    if args.watch:
+        check(args, None)  # what is wrong with the model is said before the wait
+        watcher = watch.Watcher(invocation, output, lambda: job.find([args.input], output), _is_committed)
+        found = watcher.until(lambda shards: _token_data_set(args.input, [s for s in shards if _is_committed(s)]))
+    else:
+        found = _token_data_set(args.input)
+    if found is None:
+        return {}
+    codebook, vocabulary = found
     check(args, vocabulary)
     stage = EmbedStage(
         model=args.model,
@@ -154,23 +162,34 @@ def run(invocation: Invocation) -> dict[str, Any]:
         return found
 
     # One embedding file beside each token file: a token file is one split.
-    planned = job.plan([args.input], output, columns, sys.maxsize, skip_bad)
+    if args.watch:
+        known = watcher.manifest.planned(sys.maxsize)
+        planned = watcher.first(lambda s: splits.plan([s], columns, sys.maxsize, skip_bad, known))
+    else:
+        planned = job.plan([args.input], home, columns, sys.maxsize, skip_bad)
+    if planned is None:
+        return {}
     storage.publish_bytes(codebook.to_bytes(), output, home.place("codebook.tzc"))
     stage, lowest = _settle(stage, home, planned, codebook)
 
-    def build(pipeline: beam.Pipeline, todo: list[Split]) -> Any:
-        return pipeline | "Splits" >> beam.Create(todo) | "Embed" >> MapSplits(stage, output, skip_bad)
+    def build(pipeline: beam.Pipeline, todo: list[Split], most_dead: float) -> Any:
+        transform = MapSplits(stage, output, skip_bad, most_dead=most_dead)
+        return pipeline | "Splits" >> beam.Create(todo) | "Embed" >> transform
 
     with closing(stage):
         home.claim({"stage": stage.name, **stage.open().identity}, [])
         began = time.time()
-        entries, made, gone = job.run(invocation, output, planned, build)
+        done = watcher.run(stage) if args.watch else job.run(invocation, home, planned, build)
+        planned, entries, made, gone = done
         took = time.time() - began
         speed = _speed(stage, made, invocation)
     summary = report.summarize(home, planned, entries, made, gone, started)
-    summary["seconds"]["beam"] = round(max(0.0, took - summary["seconds"]["workers"] / args.workers), 3)
+    if not args.watch:  # which waits most of the time
+        summary["seconds"]["beam"] = round(max(0.0, took - summary["seconds"]["workers"] / args.workers), 3)
     for name in ("batches", "linear", "exact"):
         summary[name] = report.notes(entries, name)
+    if expected := report.notes(entries, "texts_expected"):
+        summary["texts_expected"] = expected
     summary |= _cache(stage, summary)
     summary |= {"precision": stage.precision, "lowest_cosine": lowest}
     summary |= speed
@@ -248,10 +267,22 @@ def _cache(stage: EmbedStage, summary: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _token_data_set(pattern: str) -> tuple[tz.Codebook, str | None]:
+def _is_committed(shard: tuple[str, storage.FileInfo]) -> bool:
+    """Whether a file is what the manifest of its data set says; or lies in no data set of ours."""
+    name, file = shard
+    home = Manifest(file.url.removesuffix(f"/{name}"))
+    entry = home.get(name)
+    if entry is None:
+        return not storage.exists(home.place("dataset.json"))
+    return bool(entry.source["version"]) and entry.output is not None and entry.output["bytes"] == file.size
+
+
+def _token_data_set(
+    pattern: str, shards: list[tuple[str, storage.FileInfo]] | None = None
+) -> tuple[tz.Codebook, str | None]:
     """The codebook and the vocabulary's digest of a token data set, by its first readable file."""
     problem = InputError(f"no file matches {pattern}")
-    for _, file in splits.find_shards([pattern]):
+    for _, file in splits.find_shards([pattern]) if shards is None else shards:
         try:
             with reading.open_shard(file.url) as reader:
                 return retry(tz.file_codebook, file.url), _vocabulary(reader.schema)

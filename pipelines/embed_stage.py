@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import tokzip_core as tz
+from pipelines import processes
 from pipelines.inference import CachedEncoder, EmbeddingModel, ModelError, load_model
 from pipelines.inference import rows as ragged
 from pipelines.inference.output import SCALE, Output
@@ -22,6 +25,7 @@ from tokzip_core.cache import parse_cache_spec
 # Blocks are gathered, or cut, until they make full batches of many lengths, and no longer: what is held is bounded.
 _GATHER_TOKENS = 65_536
 _GATHER_ROWS = 8192
+_loads: list[tuple[str, float]] = []  # what loading models took, until the next split observes it
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class EmbedStage(Stage):
     codebook: URL of the codebook of the `tokens` column; None where that is a plain list of integers.
     vocabulary: digest of the tokenizer that the tokens come from, refused when it is not the model's; None:
     unknown. precision: fp32 or bf16, the same on every worker. cache_values: how the cache stores vectors, one of
-    `tokzip_core.cache.CODINGS`; a lossy one changes the vectors.
+    `tokzip_core.cache.CODINGS`; a lossy one changes the vectors. fingerprint: of the model as the launcher loaded it,
+    which every worker must find; None: unknown.
     """
 
     model: str
@@ -49,6 +54,7 @@ class EmbedStage(Stage):
     dimensions: int | None = None
     carry: tuple[str, ...] = ()
     column: str = "tokens"
+    fingerprint: str | None = None
 
     name = "embed"
 
@@ -69,19 +75,29 @@ class EmbedStage(Stage):
         return list(dict.fromkeys((self.column, *self.carry)))
 
     def _open(self) -> EmbedWork:
-        return EmbedWork(self, self._load(self.precision, None))
+        try:
+            model = self._load(self.precision, None)
+            if self.fingerprint not in (None, model.fingerprint):
+                raise ModelError(
+                    f"model {self.model}: another one ({model.fingerprint[:12]}…) than the launcher's "
+                    f"({self.fingerprint[:12]}…)"
+                )
+        except ModelError as e:
+            raise ModelError(f"worker {socket.gethostname()}: {e}") from e
+        return EmbedWork(self, model)
 
     def settled(self, calibration: ragged.Rows | None) -> tuple[EmbedStage, EmbeddingModel]:
         """This stage with a precision settled, `auto` by these rows; the model loaded for it serves this process,
         until `close`, in the place of one loaded before, whose weights may have been others."""
         model = self._load(self.precision, calibration)
-        stage = replace(self, precision=model.precision)
+        stage = replace(self, precision=model.precision, fingerprint=model.fingerprint)
         stage.close()
         once(stage.key, lambda: EmbedWork(stage, model))
         return stage, model
 
     def _load(self, precision: str, calibration: ragged.Rows | None) -> EmbeddingModel:
-        return load_model(
+        start, before = time.perf_counter(), processes.peak_memory()
+        model = load_model(
             self.model,
             pooling=self.pooling,
             normalize=self.normalize,
@@ -91,6 +107,9 @@ class EmbedStage(Stage):
             precision=precision,
             calibration=calibration,
         )
+        _loads.append(("load_model_latency_milli_secs", 1000 * (time.perf_counter() - start)))
+        _loads.append(("model_byte_size", processes.peak_memory() - before))  # as RunInference tells it
+        return model
 
 
 def same_vocabulary(model: str, own: str | None, tokens: str | None) -> None:
@@ -130,10 +149,12 @@ class EmbedWork(Work):
 
     @property
     def notes(self) -> dict[str, str]:
+        expected = self.model.settings.expected_texts  # whether the tokens are of such texts, nobody can tell
         return {
             "batches": "packed" if self.model.packed else "padded",
             "exact": str(self.model.exact).lower(),
             "linear": "prepacked" if self.model.prepacked else "plain",
+            **({"texts_expected": expected} if expected else {}),
         }
 
     @property
@@ -156,6 +177,8 @@ class EmbedWork(Work):
         return pa.schema([*kept, *self.output.fields])
 
     def run(self, blocks: Iterator[pa.RecordBatch], stats: Stats) -> Iterator[pa.RecordBatch]:
+        stats.observed += _loads
+        _loads.clear()
         held: list[tuple[pa.RecordBatch, pa.ListArray, pa.Array]] = []
         tokens = rows = 0
         for block in (b.slice(at, _GATHER_ROWS) for b in blocks for at in range(0, len(b) or 1, _GATHER_ROWS)):

@@ -46,7 +46,8 @@ def _codebook(codebook: tz.Codebook) -> dict[str, Any]:
 def _file(url: str, rows: int) -> None:
     with reading.input_errors(url), reading.open_parquet(url) as file:
         meta, schema = file.metadata, file.schema_arrow
-        leaves = {name: reading.column_bytes(meta, range(meta.num_row_groups), [name]) for name in schema.names}
+        sizes = reading.column_bytes(meta, schema.names).sum(axis=0).tolist()
+        leaves = dict(zip(schema.names, sizes, strict=True))
         kept = {k.decode(): v for k, v in (meta.metadata or {}).items() if k.startswith(b"tokzip.")}
         described = {k: json.loads(v) for k, v in kept.items() if not k.startswith("tokzip.codebook.")}
         table = tz.read_table(url)

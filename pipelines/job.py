@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import re
 import sys
 import threading
@@ -18,9 +19,11 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, TestOptions
 from tqdm import tqdm
 
-from pipelines import lock, options, reading, splits, storage
+from pipelines import lock, logs, options, processes, reading, report, splits, storage, watch_queue
 from pipelines.manifest import Entry, Manifest
+from pipelines.map_splits import DeadLettersError
 from pipelines.options import Invocation, Parser, UsageError
+from pipelines.quiet import quiet
 from pipelines.splits import Split
 from pipelines.storage import InputError
 from tokzip_core.errors import TokzipError
@@ -34,31 +37,33 @@ class JobConstructed(TokzipError):
     """No error: all that was asked for was the job's description (a Dataflow template, or Beam's `--dry_run`)."""
 
 
-class DeadLettersError(TokzipError):
-    """More dead letters than `--max-dead-letters` allows."""
-
-
 class OutputError(TokzipError):
     """The output cannot be written."""
 
 
 class Done(NamedTuple):
-    """What a run came to: the entries of the planned splits, those of them made now, and the shards that are gone."""
+    """What a run came to: the splits, their entries, those of them made now, and the shards that are gone."""
 
+    planned: list[Split]
     entries: list[Entry]
     made: list[Entry]
     gone: list[str]
 
 
-def plan(
-    inputs: list[str], output: str, columns_of: Callable[[pa.Schema], list[str]], split_bytes: int, skip_bad: bool
-) -> list[Split]:
-    """The splits of the inputs. Raises `InputError`, also where the output lies among the input's files."""
+def find(inputs: list[str], output: str) -> list[tuple[str, storage.FileInfo]]:
+    """`splits.find_shards`; raises `InputError` also where the output lies among the input's files."""
     shards = splits.find_shards(inputs)
     for _, f in shards:
         if f.url.startswith(output.rstrip("/") + "/"):
             raise InputError(f"{f.url}: the input lies in the output folder {output}")
-    return splits.plan(shards, columns_of, split_bytes, skip_bad)
+    return shards
+
+
+def plan(
+    inputs: list[str], home: Manifest, columns_of: Callable[[pa.Schema], list[str]], split_bytes: int, skip_bad: bool
+) -> list[Split]:
+    """The splits of the inputs; shards that are committed already are not opened. Raises `InputError`."""
+    return splits.plan(find(inputs, home.output), columns_of, split_bytes, skip_bad, home.planned(split_bytes))
 
 
 def on_output(run: Callable[[Invocation], dict[str, Any]]) -> Callable[[Invocation], dict[str, Any]]:
@@ -75,14 +80,28 @@ def on_output(run: Callable[[Invocation], dict[str, Any]]) -> Callable[[Invocati
                 invocation.lock = stack.enter_context(lock.held(output, invocation.args.wait_for_lock))
             except OSError as e:
                 raise OutputError(f"--output {output}: cannot be written: {e}") from e
-            summary = run(invocation)
-            _limit_dead_letters(invocation.args.max_dead_letters, summary)
+            watch_queue.clear(output)
+            try:
+                summary = run(invocation)
+                limit_dead_letters(invocation.args.max_dead_letters, summary)
+            except Exception as e:
+                if not (isinstance(e, JobConstructed) or invocation.lock.lost):
+                    report.failed(output, e)
+                raise
             return summary
 
     return alone
 
 
-def _limit_dead_letters(limit: options.Limit | None, summary: dict[str, Any]) -> None:
+def _most_dead(limit: options.Limit | None, planned: list[Split]) -> float:
+    """More dead rows than these are certainly beyond the limit, whatever else is read. Of a part of all rows that can
+    be said where the number of rows is known before."""
+    if limit is None or (limit.part is not None and any(s.rows < 0 for s in planned)):
+        return math.inf
+    return limit.rows(sum(s.rows for s in planned) + len({s.url for s in planned}))  # each a row, if it is bad
+
+
+def limit_dead_letters(limit: options.Limit | None, summary: dict[str, Any]) -> None:
     """Of one stage (a summary of several has no `rows_in`); a shard that is unreadable counts as one row."""
     if limit is None or "rows_in" not in summary:
         return
@@ -96,59 +115,72 @@ def _limit_dead_letters(limit: options.Limit | None, summary: dict[str, Any]) ->
 
 def command(parser: Parser, run: Callable[[Invocation], dict[str, Any]], argv: list[str] | None) -> int:
     """Run a command from its command line; its exit code: 0 done, 1 failed, 2 usage, 3 done with dead letters."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
+    processes.share_arenas()  # before there are threads
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # each Prism that it ends
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_news)
     try:
-        summary = run(options.parse(parser, sys.argv[1:] if argv is None else argv))
+        with quiet():
+            invocation = options.parse(parser, sys.argv[1:] if argv is None else argv)
+            logs.configure(*(getattr(invocation.args, a, None) for a in ("log_format", "log_level")))
+            summary = run(invocation)
     except UsageError as e:
-        print(f"{parser.prog}: error: {e}", file=sys.stderr)
+        logs.failed(parser.prog, e)
         return 2
     except JobConstructed as e:
         print(e)
         return 0
     except (TokzipError, OSError) as e:
-        print(f"{parser.prog}: error: {e}", file=sys.stderr)
+        logs.failed(parser.prog, e)
         return 1
     return 3 if summary.get("rows_dead") or summary.get("bad_shards") else 0
 
 
 def run(
     invocation: Invocation,
-    output: str,
+    home: Manifest,
     planned: list[Split],
-    build: Callable[[Any, list[Split]], Any],
+    build: Callable[[Any, list[Split], float], Any],
 ) -> Done:
     """Bring every planned split to its committed state, and remove what was made of shards that are gone.
 
-    `build` applies transforms to a pipeline for the splits that are not committed yet; with none left, no job is
-    started. Raises `JobFailedError`, and `InputError` where a split would take the place of another shard's.
+    `build` applies transforms to a pipeline for the splits that are not committed yet, of whose rows so many may be
+    dead; with none left, no job is started. Raises `JobFailedError`, `DeadLettersError`, and `InputError` where a split
+    would take the place of another shard's.
     """
-    manifest = Manifest(output)
-    done = {e.name: e for e in manifest.entries()}
+    done = {e.name: e for e in home.entries()}
     _refuse_namesakes(planned, done)
     todo = [s for s in planned if not (s.name in done and done[s.name].settles(s))]
     if todo:
-        runner, beam_options = options.pipeline_options(invocation)
+        settled = [done[s.name] for s in planned if s.name in done and done[s.name].settles(s)]
+        most_dead = _most_dead(invocation.args.max_dead_letters, planned) - sum(e.dead for e in settled)
         show = options.is_local_runner(invocation.beam) and not invocation.args.no_progress
-        with _progress(manifest, todo, show), _clear_failures():
-            pipeline = beam.Pipeline(runner=runner, options=beam_options)
-            build(pipeline, todo)
-            result = pipeline.run()
-            if _only_constructs(beam_options):
-                raise JobConstructed(f"{output}: the job of {len(todo)} splits is constructed, and not run")
-            state = result.wait_until_finish()
-            if state not in (None, "DONE"):
-                raise JobFailedError(f"the job ended in state {state}")
-        done = {e.name: e for e in manifest.entries()}
+        with _progress(home, todo, show):
+            execute(invocation, f"{home.output}: the job of {len(todo)} splits", lambda p: build(p, todo, most_dead))
+        done = {e.name: e for e in home.entries()}
     missing = [s.name for s in planned if not (s.name in done and done[s.name].covers(s))]
     if missing:
         raise JobFailedError(f"the runner said that it was done, but {len(missing)} splits are not: {missing[:3]}")
     if invocation.lock:
         invocation.lock.check()
-    gone = _retire(manifest, planned, list(done.values()), invocation.args)
-    return Done([done[s.name] for s in planned], [done[s.name] for s in todo], gone)
+    gone = retire(home, planned, list(done.values()), invocation.args)
+    return Done(planned, [done[s.name] for s in planned], [done[s.name] for s in todo], gone)
+
+
+def execute(invocation: Invocation, what: str, build: Callable[[Any], Any], streaming: bool = False) -> None:
+    """Run the Beam job that `build` makes of an empty pipeline, to its end. Raises `JobFailedError`; and
+    `JobConstructed`, naming `what`, where no more was asked for."""
+    runner, beam_options = options.pipeline_options(invocation)
+    if streaming:
+        beam_options.view_as(StandardOptions).streaming = True
+    with _clear_failures():
+        pipeline = beam.Pipeline(runner=runner, options=beam_options)
+        build(pipeline)
+        result = pipeline.run()
+        if _only_constructs(beam_options):
+            raise JobConstructed(f"{what} is constructed, and not run")
+        state = result.wait_until_finish()
+        if state not in (None, "DONE"):
+            raise JobFailedError(f"the job ended in state {state}")
 
 
 def _only_constructs(beam_options: PipelineOptions) -> bool:
@@ -171,7 +203,7 @@ def _refuse_namesakes(planned: list[Split], done: dict[str, Entry]) -> None:
             )
 
 
-def _retire(manifest: Manifest, planned: list[Split], entries: list[Entry], args: Any) -> list[str]:
+def retire(manifest: Manifest, planned: list[Split], entries: list[Entry], args: Any) -> list[str]:
     """Remove what was made of these shards as other splits (of a shard that has changed, or with another size), and
     what was made of shards that are gone, whose URLs are returned.
 
@@ -192,7 +224,7 @@ def _retire(manifest: Manifest, planned: list[Split], entries: list[Entry], args
     if gone:
         what = "was removed" if args.on_vanished_shard == "retire" else "is kept"
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
-        print(f"note: {len(gone)} shards are gone; what was made of them {what}: {', '.join(gone[:3])}{more}")
+        logs.note(f"{len(gone)} shards are gone; what was made of them {what}: {', '.join(gone[:3])}{more}")
     return gone
 
 
@@ -222,14 +254,6 @@ def _progress(manifest: Manifest, todo: list[Split], show: bool) -> Iterator[Non
             bar.n = len(names & set(manifest.names()))
             bar.refresh()
             logging.getLogger(__name__).debug("job took %.1f s", time.time() - start)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not Beam's pages of traceback about an error of ours: the command ends with what it says, in one line."""
-    if not record.name.startswith("apache_beam"):
-        return True
-    ours = record.exc_info is not None and isinstance(record.exc_info[1], TokzipError)
-    return not ours and not re.search(r"^(pipelines|tokzip_core)\.[\w.]+Error: ", record.getMessage(), re.MULTILINE)
 
 
 @contextlib.contextmanager

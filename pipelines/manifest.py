@@ -6,13 +6,15 @@ Layout of a data set: `<output>/**.parquet` are the data; everything else lies u
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipelines import storage
 from pipelines.splits import Split
-from pipelines.storage import InputError
+from pipelines.storage import FileInfo, InputError
 from tokzip_core.errors import TokzipError
 
 FORMAT = 1
@@ -28,6 +30,7 @@ class Entry:
 
     `counts` has rows_in, rows_out, rows_dead, bad_shards and what the stage counted; `seconds` is by part.
     `output` and `dead_letters` are {url path below the output folder, bytes, sha256}, or None where there is none.
+    `plan` is what the split's planner knew besides: rows, bytes, split_bytes.
     """
 
     name: str
@@ -39,7 +42,13 @@ class Entry:
     seconds: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def dead(self) -> int:
+        """Dead letters; a shard that is unreadable is one."""
+        return int(self.counts.get("rows_dead", 0) + self.counts.get("bad_shards", 0))
 
     def covers(self, split: Split) -> bool:
         return self.source == split.fingerprint
@@ -54,6 +63,7 @@ class Manifest:
 
     def __init__(self, output: str) -> None:
         self.output = output
+        self._read: dict[FileInfo, Entry] = {}
 
     def place(self, *parts: str) -> str:
         return storage.join(self.output, "_tokzip", *parts)
@@ -93,10 +103,30 @@ class Manifest:
         return [u.removeprefix(prefix).removesuffix(".json") for u in storage.list_files(folder, ".json")]
 
     def entries(self) -> list[Entry]:
-        """Every entry, by name."""
-        urls = storage.list_files(self.place("manifest"), ".json")
+        """Every entry, by name. Of those that this object has read before, only what has changed is read again."""
+        files = storage.list_infos(self.place("manifest"), ".json")
+        new = [f for f in files if not f.version or f not in self._read]
         with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(_read, urls))
+            read = self._read | dict(zip(new, pool.map(_read, [f.url for f in new]), strict=True))
+        self._read = {f: read[f] for f in files}
+        return list(self._read.values())
+
+    def planned(self, split_bytes: int) -> Callable[[str, FileInfo], list[Split]]:
+        """What `splits.plan` takes as `known`: the splits of a shard that is committed whole, as it is now."""
+        committed: dict[tuple[str, int, str], list[Entry]] = defaultdict(list)
+        for e in self.entries():
+            if e.plan and not e.counts.get("bad_shards"):
+                committed[e.source["url"], e.source["size"], e.source["version"]].append(e)
+
+        def known(shard_name: str, f: FileInfo) -> list[Split]:
+            entries = committed.get((f.url, f.size, f.version), [])
+            named = [(e.name, Split.from_fingerprint(e.source, shard_name, **e.plan)) for e in entries]
+            splits = sorted((s for name, s in named if s.name == name), key=lambda s: s.index)
+            whole = [(s.index, s.count) for s in splits] == [(i, len(splits)) for i in range(len(splits))]
+            one = len(splits) == 1 and splits[0].bytes <= split_bytes  # and so it would be again
+            return splits if whole and (one or all(s.split_bytes == split_bytes for s in splits)) else []
+
+        return known
 
     def claim(self, settings: dict[str, str], made_by_run: list[str]) -> None:
         """Make the folder a data set of these settings, or raise `DatasetMismatchError` if it is one of others.

@@ -1,15 +1,17 @@
-"""MapSplits: the one place where Beam, storage and a stage meet. Imports manifest, reading, splits, stage, beam.
+"""MapSplits: the one place where Beam, storage and a stage meet. Imports manifest, reading, splits, stage, metrics,
+logs, beam.
 
 `run_split` does the work of one split and is all that there is to test without Beam; `MapSplits` spreads it.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 import os
 import queue
-import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,15 +24,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.metrics import Metrics
 
 import tokzip_core as tz
-from pipelines import reading, splits, storage
+from pipelines import logs, metrics, processes, reading, splits, storage
 from pipelines.manifest import Entry, Manifest
 from pipelines.splits import Split
 from pipelines.stage import ERROR, ROW, Stage, Stats, Work
 from pipelines.storage import InputError
 
+_log = logging.getLogger(__name__)
+_WARNINGS = itertools.count()
+_MOST_WARNINGS = 100  # of dead letters, a process; further ones are for the level INFO
 DEAD_LETTERS = pa.schema([("shard", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 
 
@@ -38,13 +42,25 @@ class ReconciliationError(tz.TokzipError):
     """A stage gave back other rows than it was given."""
 
 
-def run_split(split: Split, stage: Stage, output: str, skip_bad: bool = False) -> Entry:
+class DeadLettersError(tz.TokzipError):
+    """More dead letters than `--max-dead-letters` allows."""
+
+
+def run_split(
+    split: Split, stage: Stage, output: str, skip_bad: bool = False, observed: list[tuple[str, float]] | None = None
+) -> Entry:
     """Bring one split to its committed state, and return its manifest entry.
 
     Does nothing where it is committed already. Any number of attempts, one after another or at once, end in the
     same bytes: the output is a function of the split and the stage, under a name that the split alone decides.
-    Raises `InputError` for a bad shard, unless `skip_bad`: then the shard is one dead letter.
+    Raises `InputError` for a bad shard, unless `skip_bad`: then the shard is one dead letter. `observed` gets what the
+    stage observed (see `Stats`).
     """
+    with logs.about(stage=stage.name, split=split.name, shard=split.url):
+        return _run_split(split, stage, output, skip_bad, [] if observed is None else observed)
+
+
+def _run_split(split: Split, stage: Stage, output: str, skip_bad: bool, observed: list[tuple[str, float]]) -> Entry:
     manifest = Manifest(output)
     old = manifest.get(split.name)
     if old and old.settles(split):
@@ -63,6 +79,7 @@ def run_split(split: Split, stage: Stage, output: str, skip_bad: bool = False) -
         except InputError as e:
             if not skip_bad:
                 raise
+            _warn("%s: a dead letter as a whole: %s", split.url, e)
             written = _dead_shard(split, str(e), stats, dead_file)
         files = {}
         with stats.time("publish"):
@@ -86,13 +103,21 @@ def run_split(split: Split, stage: Stage, output: str, skip_bad: bool = False) -
         worker={
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "peak_rss": processes.peak_memory(),
             "finished": time.time(),
         },
+        plan={"rows": split.rows, "bytes": split.bytes, "split_bytes": split.split_bytes},
         **files,
     )
     manifest.commit(entry)
+    observed += stats.observed
+    _log.info("%s: committed: %d rows in %.2f s", split.name, stats["rows_in"], stats["seconds.all"])
     return entry
+
+
+def _warn(message: str, *arguments: Any, **fields: Any) -> None:
+    level = logging.WARNING if next(_WARNINGS) < _MOST_WARNINGS else logging.INFO
+    _log.log(level, message, *arguments, extra=fields)
 
 
 def _publish(scratch: str, url: str, output: str) -> dict[str, Any]:
@@ -122,6 +147,8 @@ def _write(split: Split, stage: Stage, work: Work, stats: Stats, data_file: str,
             if out.column(ERROR).null_count < len(rows):
                 dead = dead or stack.enter_context(_dead_letters(dead_file))
                 bad = out.filter(pc.is_valid(out.column(ERROR)))
+                first, why = bad.column(ROW)[0].as_py(), bad.column(ERROR)[0].as_py()
+                _warn("%s: row %d is a dead letter: %s (%d in this block)", split.url, first, why, len(bad), row=first)
                 shard = pa.array([split.url] * len(bad), pa.string())
                 dead.write_batch(pa.record_batch([shard, bad.column(ROW), bad.column(ERROR)], schema=DEAD_LETTERS))
                 out = out.filter(pc.is_null(out.column(ERROR)))
@@ -133,10 +160,8 @@ def _write(split: Split, stage: Stage, work: Work, stats: Stats, data_file: str,
             raise ReconciliationError(f"{split.url}: stage {stage.name} stopped at row {expected}, before the end")
         writer.add_key_value_metadata(work.file_metadata)
     read, written, lost = (int(stats.setdefault(n, 0)) for n in ("rows_in", "rows_out", "rows_dead"))
-    if split.rows not in (-1, read) or read != written + lost:
-        raise ReconciliationError(
-            f"{split.url}: {split.rows} rows planned, {read} read, {written} written, {lost} dead"
-        )
+    if read != written + lost:
+        raise ReconciliationError(f"{split.url}: {read} rows read, {written} written, {lost} dead")
     return True, dead is not None
 
 
@@ -195,14 +220,30 @@ def _ahead(blocks: Iterator[pa.RecordBatch], depth: int = 2) -> Iterator[pa.Reco
         thread.join()
 
 
-class _RunSplit(beam.DoFn):
-    def __init__(self, stage: Stage, output: str, skip_bad: bool) -> None:
-        self.stage, self.output, self.skip_bad = stage, output, skip_bad
+class RunSplit(beam.DoFn):
+    """`run_split` as a DoFn, which counts in Beam's metrics too.
+
+    Asked for one more, it raises `DeadLettersError` once it has met more than `most_dead` dead rows itself: a job that
+    can only fail need not go on. Where several workers share them, that is later; at the end, the launcher counts.
+    """
+
+    def __init__(self, stage: Stage, output: str, skip_bad: bool, most_dead: float = math.inf) -> None:
+        self.stage, self.output, self.skip_bad, self.most_dead = stage, output, skip_bad, most_dead
+
+    def setup(self) -> None:
+        processes.share_arenas()
+        self.dead: dict[str, int] = {}  # by split: a runner may try one again
 
     def process(self, split: Split, _ready: Any = None) -> Iterator[dict[str, Any]]:
-        entry = run_split(split, self.stage, self.output, self.skip_bad)
-        for name, value in entry.counts.items():
-            Metrics.counter("tokzip", name).inc(int(value))
+        if sum(self.dead.values()) > self.most_dead:
+            raise DeadLettersError(
+                f"{self.output}: more rows than --max-dead-letters allows are dead letters already, with splits still "
+                "to do. What is committed stays"
+            )
+        observed: list[tuple[str, float]] = []
+        entry = run_split(split, self.stage, self.output, self.skip_bad, observed)
+        metrics.update(entry, observed)
+        self.dead[entry.name] = entry.dead
         yield asdict(entry)
 
 
@@ -210,16 +251,16 @@ class MapSplits(beam.PTransform):
     """Splits to manifest entries, through `stage`, into the data set at `output`.
 
     `ready` are side inputs that must be complete before the first split starts (a codebook that is being trained).
+    `most_dead`: see `RunSplit`.
     """
 
-    def __init__(self, stage: Stage, output: str, skip_bad: bool = False, ready: Any = None) -> None:
+    def __init__(
+        self, stage: Stage, output: str, skip_bad: bool = False, ready: Any = None, most_dead: float = math.inf
+    ) -> None:
         super().__init__()
-        self.stage, self.output, self.skip_bad, self.ready = stage, output, skip_bad, ready
+        self.ready, self.stage = ready, stage
+        self.run = RunSplit(stage, output, skip_bad, most_dead)
 
     def expand(self, splits: beam.PCollection) -> beam.PCollection:
         barrier = [] if self.ready is None else [beam.pvalue.AsIter(self.ready)]
-        return (
-            splits
-            | "Spread" >> beam.Reshuffle()
-            | self.stage.name >> beam.ParDo(_RunSplit(self.stage, self.output, self.skip_bad), *barrier)
-        )
+        return splits | "Spread" >> beam.Reshuffle() | self.stage.name >> beam.ParDo(self.run, *barrier)

@@ -11,11 +11,14 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipelines import logs
 from pipelines.lock import Lock
 from tokzip_core.errors import TokzipError
 
 LOCAL_RUNNER = "FnApiRunner"
 _LOCAL_RUNNERS = (LOCAL_RUNNER, "PrismRunner", "DirectRunner")
+# Those that notice every file (Prism: tested; Flink: by Beam's documentation); see docs/RUNNERS.md for the others.
+_WATCHING_RUNNERS = ("PrismRunner", "FlinkRunner")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -52,6 +55,13 @@ def percent(text: str) -> float:
     return value / 100
 
 
+def seconds(text: str) -> float:
+    """A positive number of seconds; for argparse."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text.strip()) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write it as 10")
+    return float(text)
+
+
 @dataclass(frozen=True)
 class Limit:
     """So many rows, or such a part of all."""
@@ -86,6 +96,7 @@ class Invocation:
     args: argparse.Namespace
     beam: list[str]
     lock: Lock | None = None
+    stop: Any = None  # the `watch.Stop` of several watches in one process
 
 
 def parse(parser: Parser, argv: list[str]) -> Invocation:
@@ -153,8 +164,27 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="N|X%",
         help="fail the job where more rows of a stage than this went to the dead letters (default: no limit)",
     )
+    job.add_argument(
+        "--watch",
+        action="store_true",
+        help="keep running, and take new and changed shards as they come, until SIGTERM or Ctrl-C; a bad shard is "
+        f"a dead letter (runners: {', '.join(_WATCHING_RUNNERS)})",
+    )
+    job.add_argument(
+        "--watch-interval",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="within which a shard that is complete is taken (default 10)",
+    )
     job.add_argument("--wait-for-lock", action="store_true", help="where another run is at work on OUTPUT, wait for it")
     job.add_argument("--no-progress", action="store_true", help="no progress bar")
+    job.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="of the standard error: text or JSON lines"
+    )
+    job.add_argument(
+        "--log-level", choices=logs.LEVELS, default="warning", help="what tokzip tells there (default warning)"
+    )
 
 
 def runner_name(beam: list[str]) -> str:
@@ -172,6 +202,11 @@ def pipeline_options(invocation: Invocation) -> tuple[Any, PipelineOptions]:
     runner, beam, workers = runner_name(invocation.beam), list(invocation.beam), invocation.args.workers
     if runner.lower().endswith("daskrunner"):
         raise UsageError("DaskRunner loses rows (as of Beam 2.77, without an error): use another runner")
+    if invocation.args.watch and runner not in _WATCHING_RUNNERS:
+        raise UsageError(
+            f"--watch: {runner} would lose shards, or not stop when told to; use --runner={_WATCHING_RUNNERS[0]} "
+            "(docs/RUNNERS.md has the runners that watch)"
+        )
     if workers < 1:
         raise UsageError("--workers must be at least 1")
     if workers > 1:
@@ -181,8 +216,8 @@ def pipeline_options(invocation: Invocation) -> tuple[Any, PipelineOptions]:
     if runner == "PrismRunner" and not any(a.startswith("--prism_location") for a in beam):
         beam += [f"--prism_location={found}" for found in [shutil.which("prism")] if found]
     if runner == LOCAL_RUNNER:
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+        from pipelines.local_runner import LocalRunner
 
         rest = [a for i, a in enumerate(beam) if not a.startswith("--runner") and (i == 0 or beam[i - 1] != "--runner")]
-        return FnApiRunner(), PipelineOptions(rest)
+        return LocalRunner(), PipelineOptions(rest)
     return None, PipelineOptions(beam)

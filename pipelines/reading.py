@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
@@ -20,7 +21,9 @@ import pyarrow.parquet as pq
 
 from pipelines.stage import ERROR, ROW
 from pipelines.storage import InputError, is_local, open_read
-from pipelines.transient import StorageError, is_transient
+from pipelines.transient import FileChangedError, StorageError, is_transient
+from tokzip_core.errors import TokzipError
+from tokzip_core.footer import column_chunks
 
 BLOCK_ROWS = 65_536
 BLOCK_BYTES = 8 << 20
@@ -49,10 +52,14 @@ def input_errors(url: str) -> Iterator[None]:
     """What goes wrong while the shard is read, as one `InputError` that names it."""
     try:
         yield
-    except InputError:
+    except (InputError, StorageError):
         raise
     except FileNotFoundError as e:
         raise InputError(f"{url}: no such file") from e
+    except FileChangedError as e:
+        raise InputError(str(e)) from e
+    except TokzipError as e:  # of a type of ours, which Arrow reads for us
+        raise InputError(f"{url}: unreadable: {e}") from e
     except (pa.ArrowException, OSError, EOFError, ValueError) as e:
         if is_transient(e):  # the store's fault, not the shard's
             raise StorageError(f"{url}: {type(e).__name__}: {e}") from e
@@ -70,7 +77,7 @@ def open_shard(url: str) -> Iterator[Reader]:
             elif url.endswith(_TEXT):
                 reader = TextReader(_open_lines(url, stack))
             elif url.endswith(".parquet"):
-                reader = ParquetReader(stack.enter_context(open_parquet(url)))
+                reader = ParquetReader(url, stack.enter_context(open_parquet(url)))
             else:
                 raise InputError(f"{url}: unknown suffix; known are {', '.join(SUFFIXES)}")
         yield reader
@@ -96,8 +103,8 @@ def with_bookkeeping(block: pa.RecordBatch, first_row: int, errors: pa.Array | N
 
 
 class ParquetReader:
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self.file = file
+    def __init__(self, url: str, file: pq.ParquetFile) -> None:
+        self.url, self.file = url, file
         self.schema = file.schema_arrow
 
     def blocks(
@@ -105,8 +112,10 @@ class ParquetReader:
     ) -> Iterator[pa.RecordBatch]:
         meta = self.file.metadata
         groups = range(*(row_groups or (0, meta.num_row_groups)))
+        if groups.stop > meta.num_row_groups:
+            raise InputError(f"{self.url}: has {meta.num_row_groups} row groups: it has changed while it was used")
         rows = sum(meta.row_group(g).num_rows for g in groups)
-        size = column_bytes(meta, groups, columns)
+        size = int(column_bytes(meta, columns)[groups.start : groups.stop].sum())
         batch_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * max(rows, 1) // max(size, 1)))
         for batch in self.file.iter_batches(batch_rows, row_groups=list(groups), columns=columns, use_threads=False):
             ordered = batch.select(columns)
@@ -115,14 +124,16 @@ class ParquetReader:
                 first_row += block.num_rows
 
 
-def column_bytes(meta: pq.FileMetaData, groups: range, columns: list[str]) -> int:
-    """Uncompressed bytes of the columns (all leaves of nested ones) in the row groups, as the footer has them."""
-    roots, leaves = set(columns), []
-    for c in range(meta.num_columns):
-        path = meta.schema.column(c).path
-        if path in roots or path.split(".")[0] in roots:
-            leaves.append(c)
-    return sum(meta.row_group(g).column(c).total_uncompressed_size for g in groups for c in leaves)
+def column_bytes(meta: pq.FileMetaData, columns: list[str]) -> npt.NDArray[np.int64]:
+    """int64[row groups, columns]: uncompressed bytes of the columns (of a nested one, all its leaves).
+
+    Raises ValueError where the footer makes no sense.
+    """
+    paths = [meta.schema.column(c).path for c in range(meta.num_columns)]
+    leaves = [[i for i, path in enumerate(paths) if path == c or path.split(".")[0] == c] for c in columns]
+    chunks = ([chunk.uncompressed_bytes for chunk in group] for group in column_chunks(meta))
+    sizes = [[sum(group[i] for i in column) for column in leaves] for group in chunks]
+    return np.array(sizes, np.int64).reshape(meta.num_row_groups, len(columns))
 
 
 def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

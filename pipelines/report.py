@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
-from pipelines import storage
+from pipelines import processes, storage
 from pipelines.manifest import Entry, Manifest
 from pipelines.splits import Split
 from tokzip_core._version import __version__
+from tokzip_core.errors import TokzipError
 
 
 def summarize(
@@ -43,9 +45,7 @@ def summarize(
             "workers": round(in_workers, 3),
             **{k: round(v, 3) for k, v in sorted(seconds.items())},
         },
-        "peak_memory_bytes": max(
-            [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, *(e.worker["peak_rss"] for e in made)]
-        ),
+        "peak_memory_bytes": max([processes.peak_memory(), *(e.worker["peak_rss"] for e in made)]),
     }
 
 
@@ -60,8 +60,25 @@ def ratio(a: float, b: float) -> float | None:
 def publish(summary: dict[str, Any], home: Manifest, title: str) -> None:
     """Write `summary.json` into the data set, and show the summary to people."""
     summary["summary"] = home.place("summary.json")
-    storage.publish_json(summary, home.output, summary["summary"])
+    storage.publish_json(summary | ended("done"), home.output, summary["summary"])
     print(show(summary, title))
+
+
+def ended(state: str) -> dict[str, Any]:
+    """What a summary says of how and when the last run ended: `done`, or `failed`."""
+    return {"state": state, "finished": datetime.now(UTC).isoformat(timespec="seconds"), "error": None}
+
+
+def failed(output: str, error: Exception) -> None:
+    """Say in the summaries of the output, where there is a data set, that its last run failed, and why; the figures in
+    them stay those of the last run that was done."""
+    with suppress(TokzipError, OSError):  # what is wrong with the store is perhaps the very error
+        is_begun = storage.exists(storage.join(output, "_tokzip", "dataset.json"))
+        for url, needed in (("_tokzip/summary.json", is_begun), ("summary.json", False)):
+            there = read_json(url := storage.join(output, url))
+            if there or needed:
+                told = {"output": output, **there, **ended("failed"), "error": str(error)}
+                storage.publish_json(told, output, url)
 
 
 def show(summary: dict[str, Any], title: str) -> str:

@@ -17,13 +17,16 @@ from pipelines import reading, storage
 from pipelines.stage import Stats
 from pipelines.storage import FileInfo, InputError
 
+_MOST_ROWS = 1 << 40  # of a row group: what a damaged footer says must not overflow when added up
+
 
 @dataclass(frozen=True)
 class Split:
     """Row groups [first, last) of a shard (None: all of a shard that has no row groups).
 
-    `shard_name` is the shard's path below the input folder. `rows` is -1 where only reading tells. A split with a
-    `problem` stands for a shard that could not be planned: it has no rows, only a dead letter.
+    `shard_name` is the shard's path below the input folder. `rows` is -1 where only reading tells, `split_bytes` what
+    the shard was split by. A split with a `problem` stands for a shard that could not be planned: it has no rows, only
+    a dead letter.
     """
 
     url: str
@@ -36,6 +39,7 @@ class Split:
     first_row: int = 0
     rows: int = -1
     bytes: int = 0
+    split_bytes: int = 0
     problem: str | None = None
 
     @property
@@ -53,10 +57,10 @@ class Split:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in fields}
 
     @staticmethod
-    def from_fingerprint(source: dict[str, Any], shard_name: str) -> Split:
+    def from_fingerprint(source: dict[str, Any], shard_name: str, **more: Any) -> Split:
         """The split that an output was made from."""
         row_groups = source["row_groups"]
-        return Split(**{**source, "row_groups": row_groups and tuple(row_groups)}, shard_name=shard_name)
+        return Split(**{**source, "row_groups": row_groups and tuple(row_groups)}, shard_name=shard_name, **more)
 
 
 def find_shards(patterns: Iterable[str]) -> list[tuple[str, FileInfo]]:
@@ -88,17 +92,18 @@ def plan(
     columns_of: Callable[[pa.Schema], list[str]],
     split_bytes: int,
     skip_bad: bool = False,
+    known: Callable[[str, FileInfo], list[Split]] = lambda name, f: [],
 ) -> list[Split]:
     """The splits of the shards, in order, each of about `split_bytes` of the columns that will be read.
 
-    Raises `InputError` naming every shard that cannot be read or lacks a column, unless `skip_bad`: then each of
-    those is a split with a `problem`.
+    Only shards are opened of which `known`, given name and file, does not tell the splits. Raises `InputError` naming
+    every shard that cannot be read or lacks a column, unless `skip_bad`: then each is a split with a `problem`.
     """
 
     def one(shard: tuple[str, FileInfo]) -> list[Split]:
         name, f = shard
         try:
-            return plan_shard(name, f, columns_of, split_bytes)
+            return known(name, f) or plan_shard(name, f, columns_of, split_bytes)
         except InputError as e:
             return [Split(f.url, name, f.size, f.version, rows=0, problem=str(e))]
 
@@ -123,12 +128,13 @@ def plan_shard(name: str, f: FileInfo, columns_of: Callable[[pa.Schema], list[st
         except InputError as e:
             raise InputError(f"{f.url}: {e}") from e
         if not isinstance(reader, reading.ParquetReader):
-            return [Split(f.url, name, f.size, f.version, bytes=f.size)]
+            return [Split(f.url, name, f.size, f.version, bytes=f.size, split_bytes=split_bytes)]
         meta = reader.file.metadata
         groups: list[tuple[int, int, int, int]] = []  # first group, last group, rows, bytes
-        for g in range(meta.num_row_groups):
+        for g, size in enumerate(reading.column_bytes(meta, columns).sum(axis=1).tolist()):
             rows = meta.row_group(g).num_rows
-            size = reading.column_bytes(meta, range(g, g + 1), columns)
+            if not 0 <= rows <= _MOST_ROWS:
+                raise InputError(f"{f.url}: unreadable: row group {g} has {rows} rows")
             if groups and groups[-1][3] + size <= split_bytes:
                 first, _, r, s = groups[-1]
                 groups[-1] = (first, g + 1, r + rows, s + size)
@@ -136,7 +142,8 @@ def plan_shard(name: str, f: FileInfo, columns_of: Callable[[pa.Schema], list[st
                 groups.append((g, g + 1, rows, size))
     splits, row = [], 0
     for i, (first, last, rows, size) in enumerate(groups or [(0, 0, 0, 0)]):
-        splits.append(Split(f.url, name, f.size, f.version, i, max(len(groups), 1), (first, last), row, rows, size))
+        place = (i, max(len(groups), 1), (first, last), row, rows, size, split_bytes)
+        splits.append(Split(f.url, name, f.size, f.version, *place))
         row += rows
     return splits
 
@@ -154,10 +161,14 @@ def sample(splits: list[Split], max_bytes: int) -> list[Split]:
 def blocks(split: Split, reader: reading.Reader, columns: list[str], stats: Stats) -> Iterator[pa.RecordBatch]:
     """The split's blocks, counted as `rows_in`; what goes wrong in here is the shard's fault: an `InputError`."""
     source = reader.blocks(columns, split.row_groups, split.first_row)
+    rows = 0
     while True:
         with reading.input_errors(split.url), stats.time("read"):
             block = next(source, None)
         if block is None:
-            return
+            break
+        rows += block.num_rows
         stats.add("rows_in", block.num_rows)
         yield block
+    if split.rows not in (-1, rows):
+        raise InputError(f"{split.url}: {rows} rows where its footer had {split.rows}")

@@ -26,7 +26,12 @@ BOOKKEEPING = pa.schema([pa.field(ROW, pa.int64(), nullable=False), pa.field(ERR
 
 
 class Stats(dict[str, float]):
-    """Sums of one split: counts (`tokens`, `cache_hits.memory`, …) and seconds (`seconds.<part>`)."""
+    """Sums of one split: counts (`tokens`, `cache_hits.memory`, …) and seconds (`seconds.<part>`); and single values
+    `observed`, as (name, value), for Beam's distributions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed: list[tuple[str, float]] = []
 
     def add(self, name: str, amount: float) -> None:
         self[name] = self.get(name, 0) + amount

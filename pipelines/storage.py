@@ -98,19 +98,19 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileInfo]]:
     as every Parquet reader does. Raises `InputError` when nothing matches.
     """
     fs, path = _store(pattern)
+    root, hidden_from = path.rpartition("/")[0], None
     try:
         fs.invalidate_cache()  # all of it: of a path, clients forget its parents, not the folders below
         if _is_glob(fs, path):
             root = hidden_from = _glob_root(path)
             found = _glob(fs, path)
-        elif fs.isdir(path):
+        elif fs.isdir(path) or (detail := fs.info(path))["type"] == "directory":  # `isdir` takes an error for "no"
             root = hidden_from = path.rstrip("/")
             found = [d for d in _all_below(fs, path) if d["name"].endswith(suffixes)]
         else:
-            root, hidden_from = path.rpartition("/")[0], None
-            found = [fs.info(path)]
+            found = [detail]
     except FileNotFoundError:
-        found = []
+        found, hidden_from = [], None
     except OSError as e:
         if is_transient(e):
             raise
@@ -193,7 +193,14 @@ def open_read(url: str) -> IO[bytes]:
     fs, path = _store(url)
     if is_local(url):
         return Path(path).open("rb")
-    return RetryingFile(url, lambda: fs.open(path, "rb"))  # type: ignore[return-value]
+
+    def open_file(again: bool) -> tuple[IO[bytes], FileInfo]:
+        if again:
+            fs.invalidate_cache(path)  # else clients say again what they knew at first
+        file = fs.open(path, "rb")
+        return file, _info(fs, getattr(file, "details", None) or fs.info(path))
+
+    return RetryingFile(url, open_file)  # type: ignore[return-value]
 
 
 @retried
@@ -221,15 +228,20 @@ def read_bytes(url: str) -> bytes:
 
 
 @retried
-def list_files(folder: str, suffix: str) -> list[str]:
-    """Every file below `folder` that ends in `suffix`, sorted; none where there is no such folder."""
+def list_infos(folder: str, suffix: str) -> list[FileInfo]:
+    """Every file below `folder` that ends in `suffix`, sorted by URL; none where there is no such folder."""
     fs, path = _store(folder)
     try:
         fs.invalidate_cache()  # workers write too: what this process listed before is old
-        names = [d["name"] for d in _all_below(fs, path)]
+        found = [_info(fs, d) for d in _all_below(fs, path) if d["name"].endswith(suffix)]
     except FileNotFoundError:
         return []
-    return sorted(n if "file" in fs.protocol else fs.unstrip_protocol(n) for n in names if n.endswith(suffix))
+    return sorted(found, key=lambda f: f.url)
+
+
+def list_files(folder: str, suffix: str) -> list[str]:
+    """The URLs of `list_infos`."""
+    return [f.url for f in list_infos(folder, suffix)]
 
 
 def _scratch_folder(output: str) -> str:

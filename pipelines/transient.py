@@ -53,6 +53,10 @@ class StorageError(TokzipError):
     """A store failed each time that something was asked of it."""
 
 
+class FileChangedError(TokzipError):
+    """A file is no longer the one that was opened: what was read of it and what would be are of different ones."""
+
+
 def is_transient(error: BaseException | None) -> bool:
     """Whether the same call may succeed a little later: time-outs, lost connections, throttling, 5xx.
 
@@ -115,12 +119,17 @@ def retried(function: F) -> F:
 
 
 class RetryingFile(io.RawIOBase):
-    """A seekable file opened for reading, opened again and read from the same place where a read fails."""
+    """A seekable file opened for reading, opened again and read from the same place where a read fails.
 
-    def __init__(self, url: str, open_file: Callable[[], IO[bytes]]) -> None:
+    open_file: gives the file and its version (anything that compares); True asks for it again. Reads raise
+    `FileChangedError` where the file has another version then.
+    """
+
+    def __init__(self, url: str, open_file: Callable[[bool], tuple[IO[bytes], Any]]) -> None:
         super().__init__()
         self.url, self._open = url, open_file
-        self._file: IO[bytes] | None = retry(open_file, what=url)
+        self._file: IO[bytes] | None
+        self._file, self._version = retry(open_file, False, what=url)
         self._at = 0
 
     def readable(self) -> bool:
@@ -148,7 +157,10 @@ class RetryingFile(io.RawIOBase):
 
     def _now(self, do: Callable[[IO[bytes]], Any]) -> Any:
         if self._file is None:
-            self._file = self._open()
+            self._file, version = self._open(True)
+            if version != self._version:
+                self._drop()
+                raise FileChangedError(f"{self.url}: has changed while it was read")
             self._file.seek(self._at)
         try:
             return do(self._file)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from pipelines import demo
 
 ROOT = Path(__file__).parents[1]
 # Reasons for which a test may be skipped in CI.
-ALLOWED_SKIPS: frozenset[str] = frozenset()
+ALLOWED_SKIPS = frozenset({"no Beam job server for Flink: set TOKZIP_FLINK_JOB_SERVER_JAR (PyPI has none)"})
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +63,58 @@ def save_tiny_bert() -> Callable[[Path, int], None]:
         transformers.AutoModel.from_config(config).save_pretrained(folder)
 
     return save
+
+
+@pytest.fixture(scope="session")
+def tiny_json() -> str:
+    """A WordPiece tokenizer of single letters, loaded in no time."""
+    import tokenizers
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(33, 127)]
+    vocab = {token: i for i, token in enumerate([*special, *letters, *(f"##{c}" for c in letters), "hello"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer = tokenizers.normalizers.BertNormalizer()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.add_special_tokens(special)
+    return made.to_str()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(
+    tmp_path_factory: pytest.TempPathFactory, tiny_json: str, save_tiny_bert: Callable[[Path, int], None]
+) -> Path:
+    """The folder of a BERT of random weights with the tokenizer of single letters. Read only."""
+    import tokenizers
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tokenizers.Tokenizer.from_str(tiny_json)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    save_tiny_bert(folder, tokenizer.get_vocab_size())
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Any]:
+    """An S3 server, `s3_store.Store`; what this process reads and writes by `s3://` goes there too."""
+    from s3_store import serve
+
+    with serve() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def prism(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam's Prism runner on PATH, or where `go install` leaves it."""
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path.home() / 'go' / 'bin'}")
+    if not shutil.which("prism"):
+        if os.environ.get("TOKZIP_REQUIRE_PRISM"):
+            pytest.fail("TOKZIP_REQUIRE_PRISM is set, and there is no prism on PATH (make prism)")
+        pytest.skip("no prism on PATH (make prism builds it)")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ class CachedEncoder:
         """Vectors, float32 `[rows, dimension]`, in the order of the rows.
 
         rows: token ids without special tokens, as lists, numpy arrays or an Arrow column; token blobs and their
-        `codebook`; or texts, for the model's own tokenizer.
+        `codebook`; or texts, for the model's own tokenizer, with the model's default prompt and in lower case where
+        sentence-transformers would have it so.
         Raises InvalidTokensError, before anything is computed, for a null row or one that the model refuses, and for a
         text that is not in a list.
         """
@@ -73,6 +75,8 @@ class CachedEncoder:
             for total in (self.stats, stats):
                 for name, amount in done.items() if total is not None else ():
                     total.add(name, amount)
+        if stats is not None:
+            stats.observed += done.observed
         return out
 
     def _tokens(self, rows: Any, codebook: tz.Codebook | None) -> Rows:
@@ -93,6 +97,8 @@ class CachedEncoder:
                 raise InvalidTokensError(f"token blobs are read with their codebook, {rows.type.codebook_id}")
             rows = tz.decode(rows, codebook)
         elif pa.types.is_string(rows.type) or pa.types.is_large_string(rows.type):
+            if (settings := self.model.settings).expected_texts:
+                rows = pa.array(settings.prepared(rows.to_pylist()), pa.string())
             rows = self._tokenizer().encode(rows)
         return ragged.from_arrow(rows)
 
@@ -115,8 +121,14 @@ class CachedEncoder:
         missing = np.flatnonzero(~found)
         if len(missing):
             todo = distinct.take(missing)
-            with stats.time("model"):
-                computed = self.model.embed(todo)
+            start = time.perf_counter()
+            computed = self.model.embed(todo)
+            took = time.perf_counter() - start
+            stats.add("seconds.model", took)
+            stats.observed += [
+                ("inference_request_batch_size", len(missing)),
+                ("inference_batch_latency_micro_secs", took * 1e6),
+            ]
             with stats.time("lookup"):
                 vectors[missing], stored = self.cache.put(keys.take(pa.array(missing)), computed)
             stats.add("tokens_computed", self.model.tokens(todo))

@@ -6,12 +6,19 @@ every call. (What torch.compile's inductor does to frozen weights, without compi
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+# oneDNN, and torch's layer over it, each keep what they made ready for the last 1,024 shapes of matrices, about 1 MB a
+# shape in bf16: rows of all lengths fill that with over 1 GB. A batch has some 100 shapes, which its layers share. They
+# read this when first used; what the user has set stays.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
 
 
 class PackedLinear(nn.Module):

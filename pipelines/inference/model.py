@@ -6,6 +6,8 @@ import copy
 import inspect
 import logging
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ LEAST_COSINE = 0.9998
 TOLERANCE = 1e-5
 _CALIBRATION_TOKENS = 1024
 _log = logging.getLogger(__name__)
+# One computation at a time in a process: each takes all its cores, and sets torch's number of threads meanwhile.
+_computing = threading.Lock()
 
 
 def load_model(
@@ -109,7 +113,8 @@ def _check_options(batch_tokens: int, precision: str) -> None:
 class EmbeddingModel:
     """Vectors of `dimension` float32 from rows of ids without special tokens. Safe to share between threads.
 
-    network: as transformers loaded it, in float32; it is changed and must not be used by others.
+    network: as transformers loaded it, in float32; it is changed and must not be used by others. batch_tokens: in all
+    batches at once, one a thread of torch's on a CPU, but 1,024 a thread at least.
     precision: `auto` is bf16 where the processor has it and the lowest cosine to fp32 over `calibration`, rows
     of ids (their first 1,024 tokens; made-up rows where None), is at least `LEAST_COSINE`; else fp32. `bf16` is
     compared as well where there is a calibration.
@@ -138,7 +143,6 @@ class EmbeddingModel:
         self.batch_tokens = batch_tokens
         self.dimension = int(network.config.hidden_size)
         self.vocabulary_size = int(network.get_input_embeddings().num_embeddings)
-        self._lock = threading.Lock()
         made_up = self._made_up_rows()
         self.packed = self._try_packed(made_up)
         sample = made_up if precision == "auto" else None
@@ -177,9 +181,15 @@ class EmbeddingModel:
         """
         pieces, first = self.clip(rows)[0].windows(self.settings.max_length - self.settings.specials)
         vectors = np.empty((len(pieces), self.dimension), np.float32)
-        with self._lock, torch.inference_mode():
-            for batch in pieces.batches(self.batch_tokens, self.settings.specials, not self.packed):
-                vectors[batch] = self._pooled(pieces.take(batch), self.packed)
+
+        @torch.inference_mode()
+        def run(batch: np.ndarray) -> None:
+            vectors[batch] = self._pooled(pieces.take(batch), self.packed)
+
+        with _computing:
+            threads = torch.get_num_threads() if self.network.device.type == "cpu" else 1
+            batches = pieces.batches(self.batch_tokens, self.settings.specials, not self.packed, threads)
+            _side_by_side(run, list(batches), threads)
         if len(pieces) > len(rows):
             weights = pieces.lengths.astype(np.float32)
             total = np.add.reduceat(weights, first)
@@ -197,7 +207,7 @@ class EmbeddingModel:
         count = -(-tokens // (length + self.settings.specials))
         values = np.random.default_rng(0).integers(0, self.vocabulary_size, count * length, np.int32)
         rows = Rows(values, np.arange(count) * length, np.full(count, length))
-        with self._lock, torch.inference_mode():
+        with _computing, torch.inference_mode():
             return linear.bare_seconds(self.network, lambda: self._pooled(rows, self.packed)) / self.tokens(rows)
 
     def _pooled(self, rows: Rows, is_packed: bool) -> np.ndarray:
@@ -260,6 +270,21 @@ class EmbeddingModel:
         with torch.inference_mode():
             alone = np.concatenate([self._pooled(r, True) for r in _singles(rows)])
             return bool((self._pooled(rows, True) == alone).all())
+
+
+def _side_by_side(run: Callable[[np.ndarray], None], batches: list[np.ndarray], threads: int) -> None:
+    """Run every batch, each on one thread: faster than all threads on one batch, which wait for each other at every
+    operator."""
+    if threads == 1 or len(batches) < 2:
+        for batch in batches:
+            run(batch)
+        return
+    torch.set_num_threads(1)  # new threads begin with it; MKL has one number for all
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, batches))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def has_bf16(device: str) -> bool:

@@ -11,6 +11,10 @@ import pyarrow as pa
 
 from tokzip_core.errors import InvalidTokensError
 
+# Tokens that a batch of one of several workers may have however many they are; and the last ones have at least.
+_LEAST_SHARE = 1024
+_LAST_SHARE = 512
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -42,18 +46,25 @@ class Rows:
         lengths = np.minimum(self.lengths[row] - skipped, limit)
         return Rows(self.values, self.starts[row] + skipped, lengths), first
 
-    def batches(self, budget: int, overhead: int, padded: bool) -> Iterator[np.ndarray]:
+    def batches(self, budget: int, overhead: int, padded: bool, workers: int = 1) -> Iterator[np.ndarray]:
         """Row numbers in order of length, in batches of at most `budget` tokens, `overhead` a row counted.
 
-        Where the rows will be `padded`, a token of padding counts as well. A row above the budget is alone.
+        Where the rows will be `padded`, a token of padding counts as well. A row above the budget is alone. For
+        several `workers` the budget is divided among them, and the last batches are smaller, so that all end at
+        about the same time (guided self-scheduling, Polychronopoulos and Kuck 1987).
         """
         order = np.argsort(self.lengths, kind="stable")
-        start = total = 0
-        for i, length in enumerate((self.lengths[order] + overhead).tolist()):
+        lengths = self.lengths[order] + overhead
+        left = int(lengths.sum())
+        budget = min(budget, max(budget // workers, _LEAST_SHARE))
+        most, start, total = _guided(budget, left, workers), 0, 0
+        for i, length in enumerate(lengths.tolist()):
             total = (i + 1 - start) * length if padded else total + length
-            if total > budget and i > start:
+            if total > most and i > start:
                 yield order[start:i]
                 start, total = i, length
+                most = _guided(budget, left, workers)
+            left -= length
         if start < len(order):
             yield order[start:]
 
@@ -101,6 +112,11 @@ def from_sequences(rows: Sequence[Any]) -> Rows:
     lengths = np.array([len(a) for a in arrays], np.int64)
     values = np.concatenate([np.empty(0, np.int32), *arrays])
     return Rows(values, np.cumsum(lengths) - lengths, lengths)
+
+
+def _guided(budget: int, left: int, workers: int) -> int:
+    """The size of the next batch where `left` tokens are to be done by all workers."""
+    return budget if workers == 1 else min(budget, max(_LAST_SHARE, left // (2 * workers)))
 
 
 def outside(rows: Rows, vocabulary: int) -> np.ndarray:

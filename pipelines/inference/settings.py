@@ -1,13 +1,14 @@
 """How a model wants its rows: pooling, length, special tokens. Imports tokenizers, huggingface_hub.
 
 Read from the model's own files, in the layout of sentence-transformers where it has one (`modules.json`,
-`1_Pooling/config.json`, `sentence_bert_config.json`), else: mean pooling, no normalisation, the length that
-the tokenizer or the positions allow.
+`1_Pooling/config.json`, `sentence_bert_config.json`, `config_sentence_transformers.json`), else: mean pooling, no
+normalisation, the length that the tokenizer or the positions allow.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ class ModelError(TokzipError):
 class Settings:
     """`max_length` counts the special tokens `prefix` and `suffix` that every row is put between.
 
-    `vocabulary` is the digest of the model's own tokenizer, None where it has none.
+    `vocabulary` is the digest of the model's own tokenizer, None where it has none. `lower_case` and `prompt` are what
+    sentence-transformers does to a text by default: lower it, and put the prompt before it. Of token ids that has
+    been done before, or not at all.
     """
 
     pooling: str
@@ -41,6 +44,18 @@ class Settings:
     suffix: tuple[int, ...]
     long_rows: str
     vocabulary: str | None
+    lower_case: bool = False
+    prompt: str = ""
+
+    def prepared(self, texts: Iterable[str]) -> list[str]:
+        """Texts as the model's tokenizer is to see them."""
+        return [self.prompt + (text.lower() if self.lower_case else text) for text in texts]
+
+    @property
+    def expected_texts(self) -> str:
+        """What `prepared` does, for people; empty where it does nothing."""
+        said = [f"the prompt {self.prompt!r}"] * bool(self.prompt) + ["lower case"] * self.lower_case
+        return ", ".join(said)
 
     @property
     def specials(self) -> int:
@@ -96,7 +111,8 @@ def read_settings(
         pooling = _pooling(model, kinds["Pooling"]) if "Pooling" in kinds else "mean"
     tokenizer = _tokenizer(model, folder)
     prefix, suffix = _specials(model, tokenizer) if tokenizer else ((), ())
-    own = (_read(model, _inside(folder, "sentence_bert_config.json")) or {}).get("max_seq_length")
+    sentence = _read(model, _inside(folder, "sentence_bert_config.json")) or {}
+    own = sentence.get("max_seq_length")
     if own is None:
         own = (_read(model, _inside(folder, "tokenizer_config.json")) or {}).get("model_max_length")
     limits = [int(n) for n in (own, capacity) if n is not None and n < 10**9]  # "no limit" is written as 1e30
@@ -113,6 +129,8 @@ def read_settings(
         suffix,
         long_rows,
         vocabulary_digest(tokenizer) if tokenizer else None,
+        bool(sentence.get("do_lower_case")),
+        _prompt(model, kinds),
     )
 
 
@@ -152,6 +170,16 @@ def _pooling(model: str, folder: str) -> str:
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ModelError(f"model {model}: its pooling is {modes}; tokzip has {', '.join(POOLINGS)}")
     return str(modes[0])
+
+
+def _prompt(model: str, kinds: dict[str, str]) -> str:
+    """What is put before every text by default. Raises ModelError where pooling is to leave its tokens out."""
+    config = _read(model, "config_sentence_transformers.json") or {}
+    prompt = str((config.get("prompts") or {}).get(config.get("default_prompt_name")) or "")
+    pooling = _read(model, f"{kinds['Pooling']}/config.json") or {} if "Pooling" in kinds else {}
+    if prompt and not pooling.get("include_prompt", True):
+        raise ModelError(f"model {model}: its pooling leaves out the default prompt {prompt!r}, which tokzip cannot")
+    return prompt
 
 
 def _tokenizer(model: str, folder: str) -> tokenizers.Tokenizer | None:

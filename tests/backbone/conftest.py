@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tokenizers
 
 import tokzip_core as tz
 from pipelines import cli, splits, storage
@@ -35,33 +34,6 @@ def bert(bert_json: str) -> Tokenizer:
 @pytest.fixture(scope="session")
 def codebook(bert: Tokenizer) -> tz.Codebook:
     return tz.train(bert.encode(pa.array(["the quick brown fox jumps over the lazy dog", "a b c, d e f."])))
-
-
-@pytest.fixture(scope="session")
-def tiny_json() -> str:
-    """A WordPiece tokenizer of single letters, loaded in no time."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(c) for c in range(33, 127)]
-    vocab = {token: i for i, token in enumerate([*special, *letters, *(f"##{c}" for c in letters), "hello"])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    made.normalizer = tokenizers.normalizers.BertNormalizer()
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    made.add_special_tokens(special)
-    return made.to_str()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(
-    tmp_path_factory: pytest.TempPathFactory, tiny_json: str, save_tiny_bert: Callable[[Path, int], None]
-) -> Path:
-    """The folder of a BERT of random weights with the tokenizer of single letters. Read only."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tokenizers.Tokenizer.from_str(tiny_json)
-    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    save_tiny_bert(folder, tokenizer.get_vocab_size())
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from shards import bytes_below, parquet
@@ -59,6 +60,30 @@ def test_what_was_made_of_vanished_shards_is_removed_and_said(tmp_path: Path, ou
     parquet(tmp_path / "in" / "a.parquet", ["hello"])
     assert compress_all()[0] == 0
     assert tz.read_table(str(out)).num_rows == 2
+
+
+def test_only_shards_that_are_not_committed_as_they_are_now_are_opened(
+    tmp_path: Path, out: Path, compress_all: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with nothing to do takes seconds, whatever the corpus: it must not read every shard's footer."""
+    opened: list[str] = []
+    before, plan_shard = names(out), splits.plan_shard
+    monkeypatch.setattr(splits, "plan_shard", lambda name, *rest: opened.append(name) or plan_shard(name, *rest))
+
+    def again(*options: str) -> list[str]:
+        opened.clear()
+        assert compress_all(*options)[0] == 3
+        assert names(out) == before
+        return sorted(opened)
+
+    assert again("--split-bytes", "200") == []
+    assert again("--split-bytes", "199") == ["a.parquet"], "one split stays one; others may be cut elsewhere"
+    (out / "_tokzip" / "manifest" / "a.part-00001-of-00004.parquet.json").unlink()
+    parquet(tmp_path / "in" / "sub" / "c.parquet", ["words, and more"])
+    assert again("--split-bytes", "200") == ["a.parquet", "sub/c.parquet"]
+    planned = splits.plan(splits.find_shards([str(tmp_path / "in")]), lambda schema: ["text"], 200)
+    known = Manifest(str(out)).planned(200)
+    assert [s for name, f in splits.find_shards([str(tmp_path / "in")]) for s in known(name, f)] == planned
 
 
 def test_they_are_kept_where_that_is_asked_for(tmp_path: Path, out: Path, compress_all: Command) -> None:
@@ -134,7 +159,9 @@ def test_a_shard_that_moved_takes_its_place_and_a_namesake_does_not(
             f"{tmp_path}/in2/sub/c.parquet would be written to sub/c.parquet, which was made from {tmp_path}/in/sub"
             in printed
         )
-    assert bytes_below(out) == before
+    after = bytes_below(out)
+    assert {n for n in after if after[n] != before.get(n)} == {"_tokzip/summary.json"}, "which says that the run failed"
+    assert after.keys() == before.keys()
     os.unlink(tmp_path / "in" / "sub" / "c.parquet")
     assert command(*argv)[0] == 0
     assert Manifest(str(out)).get("sub/c.parquet").source["url"] == f"{tmp_path}/in2/sub/c.parquet"
@@ -243,6 +270,21 @@ def test_a_bad_shard_counts_as_a_dead_letter(tmp_path: Path, compress_all: Comma
     (tmp_path / "in" / "b.parquet").write_bytes(b"junk")
     for limit, code in (("0", 1), ("9%", 1), ("10%", 3), ("1", 3)):
         assert compress_all("--on-bad-shard", "skip", "--max-dead-letters", limit)[0] == code
+
+
+@pytest.mark.parametrize(("limit", "committed"), [("5", 2), ("10%", 2), ("99%", 10)])
+def test_a_job_that_can_only_fail_stops_early(
+    tmp_path: Path, compress_all: Command, limit: str, committed: int
+) -> None:
+    """Of ten shards of four dead rows each: 10 % are four, or five where one shard is a dead letter as a whole."""
+    for i in range(10):
+        parquet(tmp_path / "in" / f"{i}.parquet", pa.array([None] * 4, pa.string()))
+    for _ in range(2):  # again: what is committed counts, and nothing more is begun
+        code, printed = compress_all("--max-dead-letters", limit)
+        assert code == 1
+        early = "more rows than --max-dead-letters allows are dead letters already"
+        assert (early if committed < 10 else "40 of 40 rows are dead letters") in printed
+        assert len(Manifest(str(tmp_path / "out")).names()) == committed
 
 
 @pytest.mark.parametrize("limit", ["-1", "1.5", "x", "101%", "%", ""])

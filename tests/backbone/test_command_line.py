@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import cli, compress, job, options, verify
 from pipelines.options import UsageError
@@ -62,9 +63,9 @@ def test_what_follows_two_dashes_is_not_checked() -> None:
 
 def test_without_a_runner_it_is_the_local_one_and_workers_are_processes() -> None:
     runner, beam = options.pipeline_options(parse())
-    assert type(runner).__name__ == "FnApiRunner"
+    assert isinstance(runner, FnApiRunner)
     runner, beam = options.pipeline_options(parse("--workers", "3", "--runner", "fnapirunner"))
-    assert type(runner).__name__ == "FnApiRunner"
+    assert isinstance(runner, FnApiRunner)
     direct = beam.view_as(DirectOptions)
     assert (direct.direct_running_mode, direct.direct_num_workers) == ("multi_processing", 3)
 

@@ -289,7 +289,7 @@ def test_a_runner_that_drops_splits_is_caught(tmp_path: Path, compress_all: Comm
     monkeypatch.setattr(
         compress.job,
         "run",
-        lambda inv, out, planned, build: real(inv, out, planned, lambda p, todo: build(p, todo[1:])),
+        lambda inv, out, planned, build: real(inv, out, planned, lambda p, todo, most: build(p, todo[1:], most)),
     )
     code, printed = compress_all()
     assert code == 1

@@ -15,9 +15,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from shards import parquet
 
-from pipelines import reading, storage, transient
+from pipelines import reading, splits, storage, transient
+from pipelines.stage import Stats
 from pipelines.storage import InputError
-from pipelines.transient import RetryingFile, StorageError, is_transient, retry
+from pipelines.transient import FileChangedError, RetryingFile, StorageError, is_transient, retry
 
 Command = Callable[..., tuple[int, str]]
 
@@ -143,7 +144,7 @@ def test_a_file_is_read_on_from_where_it_failed() -> None:
                 raise ConnectionResetError
             return found
 
-    with RetryingFile("u", lambda: Failing(data)) as f:
+    with RetryingFile("u", lambda again: (Failing(data), 1)) as f:
         assert b"".join(iter(lambda: f.read(1000), b"")) == data
         f.seek(-10, io.SEEK_END)
         assert f.tell() == len(data) - 10
@@ -153,6 +154,27 @@ def test_a_file_is_read_on_from_where_it_failed() -> None:
         assert f.read(3) == data[10:13]
         buffer = bytearray(7)
         assert (f.readinto(buffer), bytes(buffer)) == (7, data[13:20])
+
+
+def test_a_file_that_is_another_when_opened_again_is_an_error() -> None:
+    class Failing(io.BytesIO):
+        def read(self, n: int | None = -1) -> bytes:
+            if self.tell() == 4:
+                raise ConnectionResetError
+            return super().read(n)
+
+    versions = iter([("first", "etag 1"), ("other", "etag 2"), ("other", "etag 2")])
+
+    def open_file(again: bool) -> tuple[Failing, str]:
+        text, version = next(versions)
+        assert again == (text != "first")
+        return Failing(text.encode() * 3), version
+
+    with RetryingFile("s3://b/x", open_file) as f:
+        assert f.read(4) == b"firs"
+        for _ in range(2):
+            with pytest.raises(FileChangedError, match="s3://b/x: has changed while it was read"):
+                f.read(4)
 
 
 # ---- a store that fails on purpose
@@ -293,6 +315,22 @@ def test_a_store_that_is_down_is_neither_a_bad_shard_nor_an_empty_folder(
     assert not (tmp_path / "out").exists()
     FlakyFileSystem.every = 1 << 60
     assert command(*argv, "--input", "flaky://bucket/in/*")[0] == 0
+
+
+def test_a_shard_that_is_replaced_between_two_reads_is_a_bad_shard_not_a_mix_of_two(
+    tmp_path: Path, flaky: FlakyFileSystem
+) -> None:
+    FlakyFileSystem.every = 1 << 60
+    old, new = (parquet(tmp_path / n, [n * 100_000 + str(i) for i in range(40)], 20).read_bytes() for n in "ab")
+    assert len(old) == len(new)
+    flaky.pipe_file("/bucket/in/x.parquet", old)
+    ((name, f),) = splits.find_shards(["flaky://bucket/in"])
+    (split,) = splits.plan_shard(name, f, lambda _: ["text"], 1 << 30)
+    with reading.open_shard(split.url) as reader:
+        flaky.pipe_file("/bucket/in/x.parquet", new)
+        FlakyFileSystem.every = next(FlakyFileSystem.calls) + 1  # the next call, which is a read, fails
+        with pytest.raises(InputError, match=r"x\.parquet: has changed while it was read"):
+            list(splits.blocks(split, reader, ["text"], Stats()))
 
 
 def test_what_is_missing_is_missing_at_once(flaky: FlakyFileSystem) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipelines import reading, splits
 from pipelines.splits import Split
 from pipelines.stage import ERROR, ROW, Stats
 from pipelines.storage import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def read(path: Path, columns: list[str], row_groups: tuple[int, int] | None = None, first_row: int = 0) -> pa.Table:
@@ -96,9 +99,7 @@ def test_memory_stays_flat_on_a_row_group_of_many_blocks(tmp_path: Path) -> None
         texts = pa.array([f"{i:08d}" + "lorem ipsum " * 80 for i in range(rows)])  # a kilobyte a row
         paths.append(tmp_path / f"{name}.parquet")
         pq.write_table(pa.table({"text": texts}), paths[-1], row_group_size=rows, use_dictionary=False)
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, paths)], cwd=Path(__file__).parents[2], text=True, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, paths)], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 100_000_000, "ten times the rows, 270 MB more text, may cost no such memory"
 
@@ -163,7 +164,6 @@ def test_a_flipped_byte_in_any_page_is_found_by_its_checksum(tmp_path: Path, who
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_pages_is_an_error_or_does_no_harm(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
-    """Not to the footer: pyarrow (as of 25.0.1) aborts the process on size statistics of a wrong length in there."""
     damaged = bytearray(whole)
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for _ in range(data.draw(st.integers(1, 4))):
@@ -172,6 +172,22 @@ def test_any_damage_to_pages_is_an_error_or_does_no_harm(tmp_path: Path, whole: 
     path.write_bytes(damaged)
     with contextlib.suppress(InputError):
         plan_and_read(path)
+
+
+def test_no_damage_to_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """`TOKZIP_FOOTER_MUTATIONS=N` tries more. Where one is too many, the last line says which."""
+    count = int(os.environ.get("TOKZIP_FOOTER_MUTATIONS", "400"))
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("footer_fuzz.py"), tmp_path, "0", str(count)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-200:]}\n{done.stderr[-2000:]}"
+    endings = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines()]
+    assert len(endings) == count
+    assert endings.count("error") > count / 10, "some damage is found"
+    assert endings.count("200 rows") > count / 10, "some damage does no harm"
 
 
 def test_a_column_that_is_there_twice(tmp_path: Path, compress: Any) -> None:

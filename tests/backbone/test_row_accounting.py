@@ -83,7 +83,7 @@ def test_a_shard_with_other_rows_than_planned_is_caught(tmp_path: Path, compress
     made = compress(path)
     parquet(path, ["a", "b", "c"])
     stale = Split(**{**made.planned[0].__dict__, "size": 1})
-    with pytest.raises(ReconciliationError, match="2 rows planned, 3 read"):
+    with pytest.raises(InputError, match="3 rows where its footer had 2"):
         run_split(stale, made.stage, made.output)
 
 

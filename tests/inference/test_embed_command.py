@@ -108,6 +108,13 @@ def test_types_and_dimensions_reach_the_files(tokens: Path, tiny_with_specials: 
     assert (described(tmp_path / "out")["output_type"], described(tmp_path / "out")["dimension"]) == ("int8", 16)
 
 
+def test_a_model_that_expects_other_texts_is_told(tokens: Path, tiny_with_specials: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_with_specials, tmp_path / "model")
+    assert "texts_expected" not in run(tokens, model, tmp_path / "before")[1]
+    (model / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert run(tokens, model, tmp_path / "out")[1]["texts_expected"] == ["lower case"]
+
+
 def test_dimensions_that_the_model_lacks_are_refused_before_any_work(
     tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

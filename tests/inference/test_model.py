@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from made_up import random_rows
 from transformers import AutoModel, AutoTokenizer
 
-from pipelines.inference import EmbeddingModel, ModelError, check_model, load_model, packed
-from pipelines.inference.rows import from_sequences
+from pipelines.inference import CachedEncoder, EmbeddingModel, ModelError, check_model, load_model, packed
+from pipelines.inference.rows import Rows, from_sequences
 
 WORDS = ["the", "river", "ran", "past", "an", "old", "mill,", "where", "1,204", "birds", "(mostly", "rooks)", "slept"]
 TEXTS = [
@@ -121,6 +122,55 @@ def test_padded_batches_stay_within_the_budget() -> None:
             assert tokens <= 100 or len(b) == 1
 
 
+@pytest.mark.parametrize("workers", [2, 7])
+def test_batches_of_several_workers_end_together(workers: int) -> None:
+    rows = from_sequences(random_rows(range(1, 250), 100))
+    batches = list(rows.batches(2048 * workers, 2, False, workers))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(rows)))
+    tokens = [int((rows.lengths[b] + 2).sum()) for b in batches]
+    assert max(tokens) <= 2048
+    assert tokens[-1] <= 512
+    busy = np.zeros(workers)
+    for n in tokens:
+        busy[busy.argmin()] += n
+    assert np.ptp(busy) <= 512
+
+
+def test_batches_run_on_one_thread_each(minilm: EmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = from_sequences(random_rows([200] * 20, 30_000))
+    pooled, seen = EmbeddingModel._pooled, []
+
+    def note(model: EmbeddingModel, rows: Rows, is_packed: bool) -> np.ndarray:
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return pooled(model, rows, is_packed)
+
+    monkeypatch.setattr(EmbeddingModel, "_pooled", note)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        minilm.embed(rows)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert {n for _, n in seen} == {1}
+    assert threading.main_thread() not in {thread for thread, _ in seen}
+
+
+def test_threads_are_given_back_where_a_batch_fails(minilm: EmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(EmbeddingModel, "_pooled", fail)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(MemoryError):
+            minilm.embed(from_sequences(random_rows([200] * 20, 30_000)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_truncation_keeps_room_for_special_tokens(minilm: EmbeddingModel) -> None:
     row = random_rows([1000], 30_000)[0]
     assert np.array_equal(minilm.embed(from_sequences([row])), minilm.embed(from_sequences([row[:254]])))
@@ -162,6 +212,23 @@ def test_settings_come_from_the_models_own_files(model_dir: Path, minilm: Embedd
         (copy / file).unlink()
     bare = load_exact(copy).settings
     assert (bare.pooling, bare.normalize, bare.max_length) == ("mean", False, 512)
+
+
+def test_what_is_done_to_texts_by_default(model_dir: Path, minilm: EmbeddingModel, tmp_path: Path) -> None:
+    assert (minilm.settings.expected_texts, minilm.settings.prepared(["A"])) == ("", ["A"])
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    (copy / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
+    prompts = {"prompts": {"query": "Query: ", "passage": ""}, "default_prompt_name": "query"}
+    (copy / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    model = load_exact(copy)
+    assert model.settings.expected_texts == "the prompt 'Query: ', lower case"
+    assert model.settings.prepared(["An ELK"]) == ["Query: an elk"]
+    assert model.fingerprint == minilm.fingerprint
+    assert np.array_equal(CachedEncoder(model).encode(["An ELK"]), CachedEncoder(minilm).encode(["query: an elk"]))
+    pooling = {"pooling_mode": "mean", "include_prompt": False}
+    (copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ModelError, match="leaves out the default prompt 'Query: '"):
+        load_model(str(copy))
 
 
 def test_an_older_layout_with_the_network_in_a_folder(model_dir: Path, minilm: EmbeddingModel, tmp_path: Path) -> None:

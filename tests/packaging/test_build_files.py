@@ -98,8 +98,11 @@ def test_the_image_compiles_the_kernels_once_for_all_workers(tmp_path: Path) -> 
     assert compiled[1] == compiled[0]
 
 
-def test_ci_is_a_program_that_runs_make_test() -> None:
+def test_ci_is_a_program_that_runs_all_tests(checkout: Path) -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    assert script.read_text().splitlines()[-1] == "make test"
+    assert script.read_text().splitlines()[-1] == "make test-all"
+    steps = make(checkout, "test-all")
+    assert "cmd/prism@" in steps
+    assert "python -m pytest" in steps

@@ -1,11 +1,11 @@
-"""What the storage tests share: an S3 server on loopback, and a small corpus and model in the hub's layout."""
+"""What the storage tests share: a small corpus and model in the hub's layout."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,16 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 from commands import command, data_files
-from s3_store import Store, serve
-
-
-@pytest.fixture(scope="session")
-def store() -> Iterator[Store]:
-    """The server; what this process reads and writes by `s3://` goes there too."""
-    with serve() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
 
 
 @pytest.fixture(scope="session")

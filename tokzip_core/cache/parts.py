@@ -1,4 +1,5 @@
-"""The files of a folder layer: Parquet, written once under a name of its own. Imports pyarrow, and kernels when used.
+"""The files of a folder layer: Parquet, written once under a name of its own. Imports pyarrow, footer, and kernels
+when used.
 
 Columns: `key` (fixed_size_binary[32]), `value` (binary), `sum` (uint64: the entry's checksum, XXH64 of the value seeded
 with the key's last 8 bytes). Nothing is ever renamed or written twice. A store may show a file before it is whole:
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokzip_core import footer
 from tokzip_core.cache.index import MAX_ROWS, Keys, key_words
 from tokzip_core.cache.layer import KEY, flat
 
@@ -130,9 +132,9 @@ def _opened(f: Any, path: str) -> pq.ParquetFile:
     rows = [group.num_rows for group in groups]
     if any(n != GROUP_ROWS for n in rows[:-1]) or max(rows, default=0) > GROUP_ROWS or sum(rows) > MAX_ROWS:
         raise DamagedPartError(f"{path}: row groups of {rows} rows")
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    if sum(c.total_uncompressed_size for c in chunks) > size or sum(rows) * _ROW_BYTES > size:
+    chunks = [chunk for group in footer.column_chunks(file.metadata) for chunk in group]
+    if sum(c.uncompressed_bytes for c in chunks) > size or sum(rows) * _ROW_BYTES > size:
         raise DamagedPartError(f"{path}: {sum(rows)} rows, of more bytes than the file's {size}")
-    if any(c.compression != "UNCOMPRESSED" or not {"PLAIN", "RLE"}.issuperset(c.encodings) for c in chunks):
+    if any(c.codec != footer.UNCOMPRESSED or not {footer.PLAIN, footer.RLE}.issuperset(c.encodings) for c in chunks):
         raise DamagedPartError(f"{path}: is compressed, or has a dictionary")
     return file
