@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -176,7 +176,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
         transform = MapSplits(stage, output, skip_bad, most_dead=most_dead)
         return pipeline | "Splits" >> beam.Create(todo) | "Embed" >> transform
 
-    with closing(stage):
+    with contextlib.closing(stage):
         home.claim({"stage": stage.name, **stage.open().identity}, [])
         began = time.time()
         done = watcher.run(stage) if args.watch else job.run(invocation, home, planned, build)
@@ -216,12 +216,11 @@ def _settle(
 def _first_rows(planned: list[Split], column: str, codebook: tz.Codebook, most: int = 512) -> ragged.Rows | None:
     """Rows of ids from the first block that has some; None where there is none."""
     for split in (s for s in planned if not s.problem):
-        with reading.open_shard(split.url) as reader:
+        # What cannot be read is the job's to tell of.
+        with contextlib.suppress(InputError), reading.open_shard(split.url) as reader, reading.input_errors(split.url):
             for block in reader.blocks([column], None, 0):
-                try:
+                with contextlib.suppress(tz.CorruptBlobError):
                     return ragged.from_arrow(tz.decode(block.column(column).drop_null()[:most], codebook))
-                except tz.CorruptBlobError:
-                    continue
     return None
 
 
@@ -286,7 +285,7 @@ def _token_data_set(
         try:
             with reading.open_shard(file.url) as reader:
                 return retry(tz.file_codebook, file.url), _vocabulary(reader.schema)
-        except (tz.TokzipError, LookupError) as e:
+        except (tz.TokzipError, LookupError, FileNotFoundError) as e:
             problem = problem if isinstance(problem, tz.UnknownCodebookError) else InputError(str(e))
     raise problem
 

@@ -38,7 +38,7 @@ class JobConstructed(TokzipError):
 
 
 class OutputError(TokzipError):
-    """The output cannot be written."""
+    """The output cannot be written, or would be read as input."""
 
 
 class Done(NamedTuple):
@@ -51,11 +51,11 @@ class Done(NamedTuple):
 
 
 def find(inputs: list[str], output: str) -> list[tuple[str, storage.FileInfo]]:
-    """`splits.find_shards`; raises `InputError` also where the output lies among the input's files."""
+    """`splits.find_shards`; raises `OutputError` where the output lies among the input's files."""
     shards = splits.find_shards(inputs)
     for _, f in shards:
         if f.url.startswith(output.rstrip("/") + "/"):
-            raise InputError(f"{f.url}: the input lies in the output folder {output}")
+            raise OutputError(f"{f.url}: the input lies in the output folder {output}")
     return shards
 
 

@@ -1,7 +1,9 @@
-"""What Beam prints, but for its pages of traceback about errors of ours. Imports errors alone.
+"""What Beam prints, but for its pages of traceback about errors of ours and about connections that broke as the job
+ended. Imports errors alone.
 
 A command that fails ends with what is wrong, in one line. Each runner has its own ways of saying it before, in full:
-by loggers of Beam, of Prism and the root one, and printed straight to the standard error.
+by loggers of Beam, of Prism and the root one, and printed straight to the standard error. What a connection would have
+brought is told by whoever waits for it: the launcher, of its job.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from tokzip_core.errors import TokzipError
 
 # As the last line of a traceback; in a log entry that was printed as text, line ends are escaped.
-_OURS = re.compile(r"(?:^|\\n)(?:pipelines|tokzip_core)\.[\w.]+Error: ", re.MULTILINE)
+_KNOWN = re.compile(r"(?:^|\\n)(?:(?:pipelines|tokzip_core)\.[\w.]+Error|grpc\._channel\.\w+): ", re.MULTILINE)
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -25,11 +27,15 @@ def is_news(record: logging.LogRecord) -> bool:
     if record.name.startswith(("pipelines", "tokzip_core")):
         return True
     text = record.getMessage()
-    if _OURS.search(text) or (record.exc_info and isinstance(record.exc_info[1], TokzipError)):
+    if _KNOWN.search(text) or (record.exc_info and _is_known(record.exc_info[1])):
         return False
     if record.name == "PrismRunner":  # it tells of every failed bundle twice, first without the cause
         return record.levelno >= logging.WARNING and "bundle error" not in text
     return not text.startswith("Worker: severity: ")  # what a worker process has said already
+
+
+def _is_known(error: BaseException | None) -> bool:
+    return isinstance(error, TokzipError) or type(error).__module__.partition(".")[0] == "grpc"
 
 
 class _Stderr:
@@ -39,7 +45,7 @@ class _Stderr:
         self.stream, self.dropped = stream, False
 
     def write(self, text: str) -> int:
-        end, self.dropped = self.dropped and text == "\n", text.startswith("Traceback") and bool(_OURS.search(text))
+        end, self.dropped = self.dropped and text == "\n", text.startswith("Traceback") and bool(_KNOWN.search(text))
         return len(text) if end or self.dropped else self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,19 +53,15 @@ class _Stderr:
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Not of a broken connection: whoever waits for what it would bring says so."""
-    if type(args.exc_value).__module__.partition(".")[0] != "grpc":
+    if not _is_known(args.exc_value):
         threading.__excepthook__(args)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let no thread of this process print or log such pages; what is logged stays so afterwards."""
+    """Let no thread of this process print or log such pages; also afterwards, but for what is printed straight."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(is_news)
-    hook, threading.excepthook = threading.excepthook, _thread_failed
-    try:
-        with contextlib.redirect_stderr(_Stderr(sys.stderr)):  # type: ignore[type-var]
-            yield
-    finally:
-        threading.excepthook = hook
+    threading.excepthook = _thread_failed
+    with contextlib.redirect_stderr(_Stderr(sys.stderr)):  # type: ignore[type-var]
+        yield

@@ -85,14 +85,14 @@ class Watcher:
     # ---- before the pipeline runs
 
     def until(self, attempt: Callable[[list[Shard]], T]) -> T | None:
-        """What `attempt` gives for the shards that are there, tried until it does not raise `InputError`; None when
-        told to stop before."""
+        """What `attempt` gives for the shards that are there, tried until there is no `InputError` and the store
+        answers; None when told to stop before."""
         while not self.stop.asked:
             self._check_lock()
             try:
                 self._look()
                 return attempt(self.steady)
-            except InputError as e:
+            except (InputError, StorageError) as e:
                 self._say(f"waiting: {e}")
             self._pause(self.tick_seconds)
         return None

@@ -138,3 +138,12 @@ def test_rows_to_calibrate_on_are_those_that_decode(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(embed.tz, "decode", corrupt)
     assert embed._first_rows(planned, "tokens", codebook) is None
+
+
+def test_a_damaged_first_file_is_a_dead_letter(tokens: Path, tiny_with_specials: Path, tmp_path: Path) -> None:
+    good = tokens / "t.parquet"
+    data = bytearray(good.read_bytes())
+    data[60] ^= 255  # of its first page
+    (tokens / "a.parquet").write_bytes(data)
+    code, summary = run(tokens, tiny_with_specials, tmp_path / "out", "--on-bad-shard", "skip")
+    assert (code, summary["rows_out"], summary["bad_shards"]) == (3, 100, 1)

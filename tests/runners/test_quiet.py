@@ -9,9 +9,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from grpc import _channel
 
 from pipelines.quiet import is_news, quiet
 from pipelines.storage import InputError
@@ -37,7 +39,14 @@ def test_one_line_says_why(tokzip: Tokzip, prism: None, tiny_model: Path, tmp_pa
     assert "[while running" not in line
 
 
-@pytest.mark.parametrize(("error", "said"), [(InputError("bad"), False), (ValueError("worse"), True)])
+def broken_connection() -> Exception:
+    state = _channel._RPCState((), None, None, grpc.StatusCode.UNKNOWN, "the worker is not known any more")
+    return _channel._InactiveRpcError(state)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(InputError("bad"), False), (broken_connection(), False), (ValueError("worse"), True)]
+)
 def test_other_errors_are_told_in_full(error: Exception, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise error
