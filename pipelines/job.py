@@ -118,11 +118,11 @@ def command(parser: Parser, run: Callable[[Invocation], dict[str, Any]], argv: l
     logs.configure()
     processes.share_arenas()  # before there are threads
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # each Prism that it ends
+    quiet()
     try:
-        with quiet():
-            invocation = options.parse(parser, sys.argv[1:] if argv is None else argv)
-            logs.configure(*(getattr(invocation.args, a, None) for a in ("log_format", "log_level")))
-            summary = run(invocation)
+        invocation = options.parse(parser, sys.argv[1:] if argv is None else argv)
+        logs.configure(*(getattr(invocation.args, a, None) for a in ("log_format", "log_level")))
+        summary = run(invocation)
     except UsageError as e:
         logs.failed(parser.prog, e)
         return 2

@@ -8,18 +8,20 @@ brought is told by whoever waits for it: the launcher, of its job.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from tokzip_core.errors import TokzipError
 
 # As the last line of a traceback; in a log entry that was printed as text, line ends are escaped.
-_KNOWN = re.compile(r"(?:^|\\n)(?:(?:pipelines|tokzip_core)\.[\w.]+Error|grpc\._channel\.\w+): ", re.MULTILINE)
+_KNOWN = re.compile(
+    r"(?:^|\\n)(?:(?:pipelines|tokzip_core)\.[\w.]+Error|grpc\._channel\.\w+): "
+    r"|^RuntimeError: cannot schedule new futures after",  # workers' threads may outlast the command
+    re.MULTILINE,
+)
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -57,11 +59,10 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Let no thread of this process print or log such pages; also afterwards, but for what is printed straight."""
+def quiet() -> None:
+    """Let no thread of this process print or log such pages from now on: some do as the process ends."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(is_news)
     threading.excepthook = _thread_failed
-    with contextlib.redirect_stderr(_Stderr(sys.stderr)):  # type: ignore[type-var]
-        yield
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = _Stderr(sys.stderr)

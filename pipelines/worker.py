@@ -11,12 +11,12 @@ from pipelines.quiet import quiet
 
 def main() -> None:
     logs.configure()
-    with quiet():
-        logging.getLogger().setLevel(logging.ERROR)  # as in cli
-        from apache_beam.runners.worker import sdk_worker_main
+    quiet()
+    logging.getLogger().setLevel(logging.ERROR)  # as in cli
+    from apache_beam.runners.worker import sdk_worker_main
 
-        logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)  # a folder is missing that none needs
-        sdk_worker_main.main(sys.argv)
+    logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)  # a folder is missing that none needs
+    sdk_worker_main.main(sys.argv)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ def test_other_errors_are_told_in_full(error: Exception, said: bool, capsys: pyt
         raise error
     except Exception:
         pages = traceback.format_exc()
-    with quiet():
-        for text in ("before", pages, "after"):
-            print(text, file=sys.stderr)
+    quiet()
+    for text in ("before", pages, "after"):
+        print(text, file=sys.stderr)
     assert capsys.readouterr().err == (f"before\n{pages}\nafter\n" if said else "before\nafter\n")
     for name in ("root", "PrismRunner", "apache_beam.runners.worker.sdk_worker"):
         for message in (f"bundle inst003 failed:{pages}", repr(pages)):
