@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
-EXTRAS := demo,fast,dev
+EXTRAS := demo,fast,bench,dev
 STAMP := $(VENV)/.installed
 
 # Console scripts, `python` (Beam's worker pools start it by name) and prism are found here first.

@@ -3,7 +3,8 @@
 INPUT is a folder of Parquet shards with a `text` column. U: trained on all shards but the last, coding the last, the
 codebook not counted. C: trained on and coding all shards, the codebook counted. Speeds are of the last shard, one
 thread, all subjects taking turns `--rounds` times; medians, and their ratios to Pz: pyarrow's read of the same rows as
-Parquet `list<uint16>` zstd-3 (decode), and its write (encode). Writes `codecs.json` and `codecs.png` to FOLDER.
+Parquet `list<uint16>` zstd-3 (decode), and its write (encode). Writes `codecs.json` and `codecs.png` to FOLDER. The
+peers come with the extra `bench`, which `make install` has.
 """
 
 from __future__ import annotations

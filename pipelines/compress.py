@@ -97,15 +97,15 @@ def run(invocation: Invocation) -> dict[str, Any]:
     )
     home = Manifest(output)
     if args.watch:
-        load_tokenizer(args.tokenizer)  # what is wrong with it is said before the wait
+        tokenizer_json = load_tokenizer(args.tokenizer)  # what is wrong with it is said before the wait
         watcher = watch.Watcher(invocation, output, lambda: job.find(args.input, output))
         known = watcher.manifest.planned(args.split_bytes)
         planned = watcher.first(lambda s: splits.plan([s], stage.columns, args.split_bytes, skip_bad, known))
         if planned is None:
-            return {}
+            return report.unchanged(home)
     else:
         planned = job.plan(args.input, home, stage.columns, args.split_bytes, skip_bad)
-    tokenizer_json = load_tokenizer(args.tokenizer)
+        tokenizer_json = load_tokenizer(args.tokenizer)
     given = retry(tz.load_codebook, args.codebook) if args.codebook else None
     if given and args.codec not in (None, given.codec):
         raise UsageError(f"--codec {args.codec}, but the codebook of --codebook is of codec {given.codec}")

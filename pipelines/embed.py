@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -134,11 +135,11 @@ def run(invocation: Invocation) -> dict[str, Any]:
     if args.watch:
         check(args, None)  # what is wrong with the model is said before the wait
         watcher = watch.Watcher(invocation, output, lambda: job.find([args.input], output), _is_committed)
-        found = watcher.until(lambda shards: _token_data_set(args.input, [s for s in shards if _is_committed(s)]))
+        found = watcher.until(lambda shards: _token_data_set(args.input, filter(_is_committed, shards)))
     else:
         found = _token_data_set(args.input)
     if found is None:
-        return {}
+        return report.unchanged(home)
     codebook, vocabulary = found
     check(args, vocabulary)
     stage = EmbedStage(
@@ -168,7 +169,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
     else:
         planned = job.plan([args.input], home, columns, sys.maxsize, skip_bad)
     if planned is None:
-        return {}
+        return report.unchanged(home)
     storage.publish_bytes(codebook.to_bytes(), output, home.place("codebook.tzc"))
     stage, lowest = _settle(stage, home, planned, codebook)
 
@@ -277,7 +278,7 @@ def _is_committed(shard: tuple[str, storage.FileInfo]) -> bool:
 
 
 def _token_data_set(
-    pattern: str, shards: list[tuple[str, storage.FileInfo]] | None = None
+    pattern: str, shards: Iterable[tuple[str, storage.FileInfo]] | None = None
 ) -> tuple[tz.Codebook, str | None]:
     """The codebook and the vocabulary's digest of a token data set, by its first readable file."""
     problem = InputError(f"no file matches {pattern}")

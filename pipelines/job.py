@@ -19,11 +19,10 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, TestOptions
 from tqdm import tqdm
 
-from pipelines import lock, logs, options, processes, reading, report, splits, storage, watch_queue
+from pipelines import lock, logs, options, processes, quiet, reading, report, splits, storage, watch_queue
 from pipelines.manifest import Entry, Manifest
 from pipelines.map_splits import DeadLettersError
 from pipelines.options import Invocation, Parser, UsageError
-from pipelines.quiet import quiet
 from pipelines.splits import Split
 from pipelines.storage import InputError
 from tokzip_core.errors import TokzipError
@@ -118,7 +117,7 @@ def command(parser: Parser, run: Callable[[Invocation], dict[str, Any]], argv: l
     logs.configure()
     processes.share_arenas()  # before there are threads
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # each Prism that it ends
-    quiet()
+    quiet.quiet()
     try:
         invocation = options.parse(parser, sys.argv[1:] if argv is None else argv)
         logs.configure(*(getattr(invocation.args, a, None) for a in ("log_format", "log_level")))
@@ -251,21 +250,30 @@ def _progress(manifest: Manifest, todo: list[Split], show: bool) -> Iterator[Non
         finally:
             stop.set()
             thread.join()
-            bar.n = len(names & set(manifest.names()))
+            with contextlib.suppress(TokzipError):  # which must not hide why the job failed
+                bar.n = len(names & set(manifest.names()))
             bar.refresh()
             logging.getLogger(__name__).debug("job took %.1f s", time.time() - start)
 
 
 @contextlib.contextmanager
 def _clear_failures() -> Iterator[None]:
-    """Runners bury a worker's error in pages of traceback; bring ours back up as the cause."""
+    """Runners bury a worker's error in pages of traceback; bring ours back up as the cause, without the pages."""
+    quiet.hold()
+    are_news = True
     try:
         yield
+    except JobFailedError:  # which has no more to say than that it failed
+        raise
     except TokzipError as e:
+        are_news = False
         raise type(e)(re.sub(r" \[while running .*\]$", "", str(e))) from e
     except Exception as e:
         errors = re.findall(r"^((?:\w+\.)*\w+Error: .+?)(?: \[while running .*)?$", str(e), re.MULTILINE)
         ours = [m.split(": ", 1)[1] for m in errors if m.startswith(("pipelines.", "tokzip_core."))]
+        are_news = not ours
         first = next((line for line in str(e).splitlines() if line.strip()), "")
         cause = [f"{type(e).__name__}: {first}", *errors, *ours][-1]
         raise JobFailedError(cause) from e
+    finally:
+        quiet.release(are_news)

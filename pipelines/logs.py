@@ -23,6 +23,7 @@ LEVELS = ("debug", "info", "warning", "error")
 _OURS = ("pipelines", "tokzip_core", "tokzip")
 _TEXT = "%(levelname)s %(name)s: %(message)s"
 _FORMAT, _LEVEL = "TOKZIP_LOG_FORMAT", "TOKZIP_LOG_LEVEL"  # how worker processes are told
+_TOLD = os.environ.get(_FORMAT), os.environ.get(_LEVEL)  # not by an earlier command in this process
 _about: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("about", default=None)
 
 
@@ -65,8 +66,8 @@ def configure(form: str | None = None, level: str | None = None) -> None:
     form: one of `FORMATS`, level: of ours, one of `LEVELS`; None: as the process that started this one was told, else
     text and warnings. What others than `logging.basicConfig` have set up is left alone.
     """
-    form = form or os.environ.get(_FORMAT, "text")
-    level = level or os.environ.get(_LEVEL, "warning")
+    form = form or (_TOLD[0] if _TOLD[0] in FORMATS else "text")
+    level = level or (_TOLD[1] if _TOLD[1] in LEVELS else "warning")
     os.environ |= {_FORMAT: form, _LEVEL: level}
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:

@@ -179,12 +179,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     job.add_argument("--wait-for-lock", action="store_true", help="where another run is at work on OUTPUT, wait for it")
     job.add_argument("--no-progress", action="store_true", help="no progress bar")
-    job.add_argument(
-        "--log-format", choices=logs.FORMATS, default="text", help="of the standard error: text or JSON lines"
-    )
-    job.add_argument(
-        "--log-level", choices=logs.LEVELS, default="warning", help="what tokzip tells there (default warning)"
-    )
+    job.add_argument("--log-format", choices=logs.FORMATS, help="of the standard error: text (default) or JSON lines")
+    job.add_argument("--log-level", choices=logs.LEVELS, help="what tokzip tells there (default warning)")
 
 
 def runner_name(beam: list[str]) -> str:

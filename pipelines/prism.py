@@ -6,10 +6,13 @@ import atexit
 import shutil
 import socket
 import subprocess
+import threading
 
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, PrismRunnerOptions
 
 from pipelines.options import Invocation, runner_name
+
+_lock = threading.Lock()
 
 
 def start(invocation: Invocation) -> None:
@@ -19,6 +22,11 @@ def start(invocation: Invocation) -> None:
     flight. Does nothing where another runner is asked for, where one is named by `--job_endpoint`, or where Prism is
     not installed (Beam fetches it).
     """
+    with _lock:  # stages that watch together share their options, and so Prism
+        _start(invocation)
+
+
+def _start(invocation: Invocation) -> None:
     asked = PipelineOptions(invocation.beam)
     path = shutil.which(asked.view_as(PrismRunnerOptions).prism_location or "prism")
     if runner_name(invocation.beam) != "PrismRunner" or asked.view_as(PortableOptions).job_endpoint or not path:

@@ -42,9 +42,12 @@ class Reader(Protocol):
     schema: pa.Schema
 
     def blocks(
-        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int
+        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int, size: int = 0
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of `row_groups` (a half-open range; None: all of the shard), the first numbered `first_row`."""
+        """The rows of `row_groups` (a half-open range; None: all of the shard), the first numbered `first_row`.
+
+        size: bytes of the columns in them, where the caller has planned; 0: unknown.
+        """
 
 
 @contextmanager
@@ -108,14 +111,14 @@ class ParquetReader:
         self.schema = file.schema_arrow
 
     def blocks(
-        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int
+        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int, size: int = 0
     ) -> Iterator[pa.RecordBatch]:
         meta = self.file.metadata
         groups = range(*(row_groups or (0, meta.num_row_groups)))
         if groups.stop > meta.num_row_groups:
             raise InputError(f"{self.url}: has {meta.num_row_groups} row groups: it has changed while it was used")
         rows = sum(meta.row_group(g).num_rows for g in groups)
-        size = int(column_bytes(meta, columns)[groups.start : groups.stop].sum())
+        size = size or int(column_bytes(meta, columns)[groups.start : groups.stop].sum())
         batch_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * max(rows, 1) // max(size, 1)))
         for batch in self.file.iter_batches(batch_rows, row_groups=list(groups), columns=columns, use_threads=False):
             ordered = batch.select(columns)
@@ -174,7 +177,7 @@ class TextReader:
         self.f = f
 
     def blocks(
-        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int
+        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int, size: int = 0
     ) -> Iterator[pa.RecordBatch]:
         for lines in _whole_lines(self.f):
             text = lines.replace(b"\r\n", b"\n").removesuffix(b"\n")
@@ -196,7 +199,7 @@ class JsonLinesReader:
         self.schema = _infer(url, self.first)
 
     def blocks(
-        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int
+        self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int, size: int = 0
     ) -> Iterator[pa.RecordBatch]:
         if not self.first:
             return

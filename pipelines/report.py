@@ -64,6 +64,13 @@ def publish(summary: dict[str, Any], home: Manifest, title: str) -> None:
     print(show(summary, title))
 
 
+def unchanged(home: Manifest) -> dict[str, Any]:
+    """The summary of a run that was told to end before it had begun: that of the last one that was done, or nothing."""
+    if there := read_json(home.place("summary.json")):
+        storage.publish_json(there | ended("done"), home.output, home.place("summary.json"))
+    return there
+
+
 def ended(state: str) -> dict[str, Any]:
     """What a summary says of how and when the last run ended: `done`, or `failed`."""
     return {"state": state, "finished": datetime.now(UTC).isoformat(timespec="seconds"), "error": None}

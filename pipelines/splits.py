@@ -160,7 +160,7 @@ def sample(splits: list[Split], max_bytes: int) -> list[Split]:
 
 def blocks(split: Split, reader: reading.Reader, columns: list[str], stats: Stats) -> Iterator[pa.RecordBatch]:
     """The split's blocks, counted as `rows_in`; what goes wrong in here is the shard's fault: an `InputError`."""
-    source = reader.blocks(columns, split.row_groups, split.first_row)
+    source = reader.blocks(columns, split.row_groups, split.first_row, split.bytes)
     rows = 0
     while True:
         with reading.input_errors(split.url), stats.time("read"):

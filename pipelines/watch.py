@@ -125,7 +125,7 @@ class Watcher:
         self._retire_replaced(self.planned.keys() - self._busy())
         if not self.stop.asked:
             self._run(stage)
-        planned = [s for s in self._all_planned() if s.name in self.entries and self.entries[s.name].covers(s)]
+        planned = self._done()
         left = len(self.waiting) + len(self.queued)
         self._say(f"drained: {len(self.made)} splits published, {left} left for the next run")
         entries = [self.entries[s.name] for s in planned]
@@ -185,9 +185,10 @@ class Watcher:
     def _take(self, shards: list[Shard]) -> None:
         """Plan the shards that are new or have changed, but for those of which an older state is not done yet."""
         busy = self._busy()
-        new = [s for s in shards if not self._is_planned(s[1]) and s[1].url not in busy and self.committed(s)]
-        owners = {s.name: s.url for s in self._all_planned()} if new else {}
+        others = [s for s in shards if not self._is_planned(s[1]) and s[1].url not in busy]
+        owners = {s.name: s.url for s in self._all_planned()} if others else {}
         with ThreadPoolExecutor(16) as pool:
+            new = [s for s, ready in zip(others, pool.map(self.committed, others), strict=True) if ready]
             for (_, f), planned in zip(new, pool.map(self.plan, new), strict=True):
                 self.planned[f.url] = planned = self._without_namesakes(planned, owners)
                 owners.update((s.name, s.url) for s in planned)
@@ -219,7 +220,10 @@ class Watcher:
         with ThreadPoolExecutor(16) as pool:
             pairs = [(u, self.queued[u]) for u in urls]
             found = list(pool.map(lambda pair: self.manifest.get(pair[1].name), pairs))
-        new = {u: e for (u, s), e in zip(pairs, found, strict=True) if e and e.covers(s)}
+        # An entry that was there before is of a bad shard, which is to be tried again and was not.
+        new = {
+            u: e for (u, s), e in zip(pairs, found, strict=True) if e and e.covers(s) and e != self.entries.get(s.name)
+        }
         if not new:
             return
         for url, entry in new.items():
@@ -259,8 +263,9 @@ class Watcher:
         if self.args.max_dead_letters is None:
             return
         sums: Counter[str] = Counter()
-        for e in (e for e in self.entries.values() if e.source["url"] in self.planned):
-            sums.update({n: int(e.counts.get(n, 0)) for n in ("rows_in", "rows_dead", "bad_shards")})
+        for s in self._done():
+            counts = self.entries[s.name].counts
+            sums.update({n: int(counts.get(n, 0)) for n in ("rows_in", "rows_dead", "bad_shards")})
         try:
             job.limit_dead_letters(self.args.max_dead_letters, {"output": self.output, **sums})
         except DeadLettersError:  # raised again, by the summary, once what is begun is committed
@@ -270,6 +275,9 @@ class Watcher:
 
     def _all_planned(self) -> list[Split]:
         return sorted((s for splits in self.planned.values() for s in splits), key=lambda s: (s.shard_name, s.index))
+
+    def _done(self) -> list[Split]:
+        return [s for s in self._all_planned() if s.name in self.entries and self.entries[s.name].covers(s)]
 
     def _busy(self) -> set[str]:
         return {s.url for s in (*self.waiting, *self.queued.values())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from shards import bytes_below, parquet
 
 import tokzip_core as tz
-from pipelines import job, lock, options, splits, storage, watch, watch_queue
+from pipelines import compress, job, lock, options, splits, storage, watch, watch_queue
 from pipelines.compress_stage import CompressStage
 from pipelines.manifest import Manifest
 
@@ -281,3 +282,43 @@ def test_an_interval_that_is_none(compress_all: Command, interval: str) -> None:
     code, printed = compress_all("--watch", "--runner=PrismRunner", f"--watch-interval={interval}")
     assert code == 2
     assert "no number of seconds" in printed
+
+
+def test_a_bad_shard_that_no_worker_has_tried_again_is_not_published_again(bench: Any, tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "a.parquet", ["hello"])
+    (tmp_path / "in" / "b.parquet").write_text("no Parquet")
+    bench().work()
+    again = bench()  # as after a restart
+    assert again.tick(2) == ["b.parquet"], "the bad one is to be tried again"
+    again.queue.close()
+    again.watcher._collect(again.watcher.queued)
+    assert not again.watcher.made
+    assert list(again.watcher.queued.values()), "it is left for the next run"
+
+
+def test_the_limit_does_not_count_what_is_about_to_be_replaced(bench: Any, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "in" / "a.parquet", pa.array(["hello", None]))
+    b = bench(max_dead_letters=options.Limit(1))
+    b.work()
+    parquet(path, ["hello"])
+    parquet(tmp_path / "in" / "b.parquet", pa.array([None], pa.string()))
+    assert b.tick(2) == ["a.parquet", "b.parquet"]
+    (url,) = (u for u, s in b.watcher.queued.items() if s.name == "b.parquet")
+    list(b.worker().process((b.queue.url, url)))
+    assert b.tick() == ["a.parquet"]
+    assert not b.watcher.stop.asked
+
+
+def test_a_watch_that_ends_before_it_began_keeps_the_summary(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet(tmp_path / "in" / "a.parquet", pa.array(["hello", None]))
+    argv = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--tokenizer", str(tiny_model)]
+    assert compress.main([*argv, "--no-progress"]) == 3
+    summary = tmp_path / "out" / "_tokzip" / "summary.json"
+    before = json.loads(summary.read_text())
+    monkeypatch.setattr(watch.Stop, "on_signals", lambda self: self)
+    monkeypatch.setattr(watch.Watcher, "first", lambda self, plan: None)  # as when it is told to stop
+    assert compress.main([*argv, "--watch", "--runner=PrismRunner"]) == 3
+    after = json.loads(summary.read_text())
+    assert {**after, "finished": ""} == {**before, "finished": ""}

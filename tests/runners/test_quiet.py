@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from grpc import _channel
 
-from pipelines.quiet import is_news, quiet
+from pipelines.quiet import hold, is_news, quiet, release
 from pipelines.storage import InputError
 
 Tokzip = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -33,11 +33,7 @@ def test_one_line_says_why(tokzip: Tokzip, prism: None, tiny_model: Path, tmp_pa
     named = ["--input", shard, "--output", tmp_path / "out", "--tokenizer", tiny_model]
     done = tokzip("compress", *named, *filter(None, [runner]), check=False)
     assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    if runner == "--runner=PrismRunner":  # which may go on with other steps of a failed job, and tell how they fail
-        assert "Error: " + str(shard) not in done.stderr
-        lines = [line for line in lines if line.startswith("tokzip")]
-    (line,) = lines
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"tokzip compress: error: {shard}: unreadable: ")
     assert "CRC" in line
     assert "[while running" not in line
@@ -63,3 +59,24 @@ def test_other_errors_are_told_in_full(error: Exception, said: bool, capsys: pyt
     for name in ("root", "PrismRunner", "apache_beam.runners.worker.sdk_worker"):
         for message in (f"bundle inst003 failed:{pages}", repr(pages)):
             assert is_news(logging.LogRecord(name, logging.ERROR, "", 0, message, None, None)) == said
+
+
+@pytest.mark.parametrize("are_news", [True, False])
+def test_errors_wait_for_the_end_of_the_job(are_news: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        quiet()
+        hold()
+        for moment in ("during", "after"):
+            logging.getLogger("apache_beam.runners.worker").error("Error %s", moment)
+            print(f"Traceback {moment}", file=sys.stderr)
+            logging.getLogger("apache_beam.runners.worker").warning("Warning %s", moment)
+            if moment == "during":
+                release(are_news)
+    finally:
+        release(True)
+        logging.getLogger().removeHandler(handler)
+    told = "Warning during", "Error during", "Traceback during", "Error after", "Traceback after", "Warning after"
+    expected = told if are_news else ("Warning during", "Warning after")
+    assert capsys.readouterr().err.splitlines() == list(expected)

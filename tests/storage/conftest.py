@@ -27,20 +27,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, tiny_json: str) -> Path:
     """What a repository of a BERT tokenizer holds: a WordPiece of single letters. Read only."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(c) for c in range(33, 127)]
-    vocab = {token: i for i, token in enumerate([*special, *letters, *(f"##{c}" for c in letters), "hello"])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    made.normalizer = tokenizers.normalizers.BertNormalizer()
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made = tokenizers.Tokenizer.from_str(tiny_json)
     made.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    made.add_special_tokens(special)
     made.save(str(folder / "tokenizer.json"))
+    vocab = sorted(made.get_vocab(), key=made.token_to_id)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab))
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     (folder / "tokenizer_config.json").write_text(
