@@ -47,14 +47,15 @@ class Store:
                 found.setdefault(version["Key"].removeprefix(f"{prefix}/"), []).append(version["ETag"])
         return found
 
+    def names(self, prefix: str) -> set[str]:
+        """The paths below the prefix of what stands there now."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return {item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])}
+
     def objects(self, prefix: str) -> dict[str, bytes]:
-        """What stands below the prefix now, by path."""
-        found = {}
-        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
-            for item in page.get("Contents", []):
-                body = self.client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
-                found[item["Key"].removeprefix(f"{prefix}/")] = body
-        return found
+        """What stands below the prefix, by path, when nobody writes there."""
+        read = self.client.get_object
+        return {n: read(Bucket=BUCKET, Key=f"{prefix}/{n}")["Body"].read() for n in self.names(prefix)}
 
 
 @contextmanager

@@ -33,14 +33,20 @@ class Job:
         small = ["--split-bytes", "2KB", "--train-bytes", "60KB", "--cache", "none", "--no-progress"]
         return cli.main([str(a) for a in ["run", *named, *small, *self.options, *more]])
 
+    def names(self) -> set[str]:
+        """The paths of the files below the output, which a run may be writing and deleting."""
+        if self.store:
+            return self.store.names(self.output.removeprefix(self.store.url("")))
+        return {str(p.relative_to(self.output)) for p in Path(self.output).rglob("*") if p.is_file()}
+
     def files(self) -> dict[str, bytes]:
         if self.store:
             return self.store.objects(self.output.removeprefix(self.store.url("")))
-        return {str(p.relative_to(self.output)): p.read_bytes() for p in Path(self.output).rglob("*") if p.is_file()}
+        return {name: Path(self.output, name).read_bytes() for name in self.names()}
 
     def committed(self, stage: str) -> set[str]:
         """The names of the splits with a manifest entry."""
-        return {n for n in self.files() if n.startswith(f"{stage}/_tokzip/manifest/")}
+        return {n for n in self.names() if n.startswith(f"{stage}/_tokzip/manifest/")}
 
     def made(self) -> dict[str, Any]:
         """All that may not differ: every file but timings, the rows of dead letters for the files of them."""
