@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from books import body, wrap
 
 import tokzip_core as tz
@@ -106,6 +107,48 @@ def test_run_length_never_makes_a_row_longer(coder: str) -> None:
     codecs = (coder or "raw", f"rle+{coder}" if coder else "rle")
     plain, runs = (tz.encode(pa.array(rows), tz.train(sample, codec)).storage.to_pylist() for codec in codecs)
     assert all(len(b) <= len(a) + 1 for a, b in zip(plain, runs, strict=True))
+
+
+@pytest.mark.parametrize("codec", ["rle", "rle+huffman", "rle+arithmetic"])
+@pytest.mark.parametrize("sample", [[[7] * 10_000] * 50, [[1, 2, 3] * 9 + [7] * 32_741] * 20 + [[7] * 512]])
+def test_a_constant_row_takes_a_byte_for_4096_tokens_and_a_few(codec: str, sample: list[list[int]]) -> None:
+    book = tz.train(pa.array(sample, LISTS), codec)
+    for n in (8_192, 8_193, 10_000, 32_768, 100_000, 10_000_000):
+        row = pa.ListArray.from_arrays([0, n], np.full(n, 7, np.int32))
+        blobs = tz.encode(row, book)
+        assert tz.decode(blobs, book).equals(row)
+        # two bytes a run symbol under `rle`, of 3,840 tokens at most; else the bound, and a run symbol or two escaped
+        size = len(blobs.storage[0].as_py())
+        assert n / 4_096 <= size <= (2 * n / 3_840 if codec == "rle" else 1.08 * n / 4_096) + 16
+
+
+def dense_rows() -> pa.Array:
+    """Rows of few long runs, among them some of the reserved ids and of the fill's token, and ordinary rows between."""
+    rng = np.random.default_rng(7)
+    rows: list[Any] = [None, [], [7, 7], [7] * 512, [5, 6] * 3]
+    for longest in (300, 9_000, 60_000):
+        for pieces in (1, 1, 2, 5, 20):
+            ids = rng.choice([7, 7, 7, 8, 9, 20, 4_000], pieces)
+            rows.append(np.repeat(ids, rng.integers(1, longest, pieces)).tolist())
+            rows.append(rng.integers(0, 30, 40).tolist() + [7] * int(rng.integers(1, longest)))
+    return pa.array(rows + [[7] * n for n in (4_096, 4_097, 4_200, 8_192, 8_193, 12_289, 40_000)], LISTS)
+
+
+@pytest.mark.parametrize("coder", ["raw", "huffman", "arithmetic"])
+def test_runs_never_make_a_row_longer_than_the_same_codebook_without_them(coder: str) -> None:
+    """Without them: by the codec within, with its part of the codebook. Rows of reserved ids (literals) aside."""
+    rows = dense_rows()
+    for sample in (rows, pa.array([[7] * 10_000] * 50), pa.array([[8, 9] + [7] * 510] * 9), pa.array([[1, 2]])):
+        book = tz.train(sample, "rle" if coder == "raw" else f"rle+{coder}")
+        body = zstandard.decompress(book.to_bytes()[book.to_bytes()[5] + 16 :])
+        (base,) = struct.unpack_from("<I", body)
+        inner = tz.Codebook.from_bytes(wrap(body[12:], codec=coder.encode()))
+        blobs = tz.encode(rows, book)
+        assert tz.decode(blobs, book).equals(rows)
+        plain = tz.encode(rows, inner).storage.to_pylist()
+        for row, blob, other in zip(rows.to_pylist(), blobs.storage.to_pylist(), plain, strict=True):
+            if row and not any(base <= token < base + 272 for token in row):
+                assert len(row) / 4_096 <= len(blob) <= len(other)
 
 
 @pytest.mark.parametrize(

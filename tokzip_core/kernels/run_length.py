@@ -14,9 +14,10 @@ OK, NO_TOKEN, BAD_LITERAL, BAD_FILL, TOO_LONG = 0, 1, 2, 3, 4
 
 @kernel
 def collapse(values, starts, ends, base, pad, fill, shortest, out, out_ends, last):  # type: ignore[no-untyped-def]
-    """Write rows `values[starts[i]:ends[i]]` into `out` with runs of `shortest` repeats and more collapsed.
+    """Write rows `values[starts[i]:ends[i]]` into `out` with runs of `shortest[i]` repeats and more collapsed.
 
-    values, out: uint32, `out` twice the size; last: int64, filled in: the repeats in the run that ends each row.
+    values, out: uint32, `out` twice the size; shortest, last: int64, of each row; `last` is filled in: the repeats in
+    the run that ends it.
     """
     at = 0
     for row in range(starts.size):
@@ -29,7 +30,7 @@ def collapse(values, starts, ends, base, pad, fill, shortest, out, out_ends, las
                 following += 1
             repeats = following - i - 1
             i = following
-            if repeats < shortest:
+            if repeats < shortest[row]:
                 copies, repeats = 1 + repeats, 0
             else:
                 copies = 1

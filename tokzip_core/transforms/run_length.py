@@ -9,7 +9,7 @@ first of them.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tokzip_core.errors import CorruptBlobError, CorruptCodebookError, InvalidTo
 from tokzip_core.models.order0 import Order0
 
 SHORTEST = 2  # repeats: one alone is as short as its run symbol
+NO_RUNS = 1 << 62  # repeats: more than a row can have
 EXPANSION = 1 << 12  # tokens that one byte of a blob may stand for at most
 SIZE = 12  # bytes of the description
 _FAULTS = {
@@ -52,6 +53,14 @@ class RunLength:
         """The symbols (uint32) of token rows; runs of fewer than `shortest` repeats are left as they are."""
         return collapse(column, self, shortest)[0]
 
+    def collapse_after(self, column: Column, spelled: Int64s) -> Column:
+        """The symbols (uint32) of rows without FILL, runs collapsed only after the first `spelled` tokens of each."""
+        cuts = column.starts + spelled
+        halves = np.stack((column.starts, cuts), 1).ravel(), np.stack((cuts, column.ends), 1).ravel()
+        shortest = np.tile(np.array([NO_RUNS, SHORTEST]), len(column))
+        symbols, _ = collapse(Column(column.values, *halves, None), replace(self, fill=0), shortest)
+        return Column(symbols.values, symbols.starts[::2].copy(), symbols.ends[1::2].copy(), None)
+
     def expand(self, symbols: Column, sizes: Int64s) -> tuple[Int32s, Int64s]:
         """The tokens of rows of symbols (int32) that come from blobs of `sizes` bytes, and each row's end in them.
 
@@ -72,15 +81,16 @@ class RunLength:
         return tokens, ends
 
 
-def collapse(column: Column, runs: RunLength, shortest: int) -> tuple[Column, Int64s]:
-    """`RunLength.collapse`, and the repeats in the run that ends each row; 0 for none."""
+def collapse(column: Column, runs: RunLength, shortest: int | Int64s) -> tuple[Column, Int64s]:
+    """`RunLength.collapse`, `shortest` for all rows or each, and the repeats in the run that ends a row; 0 for none."""
     from tokzip_core.kernels import run_length as kernels
 
     out = np.empty(2 * int((column.ends - column.starts).sum()), np.uint32)
     ends = np.empty(len(column), np.int64)
     last = np.empty(len(column), np.int64)
     rows = (column.values, column.starts, column.ends)
-    kernels.collapse(*rows, runs.base, runs.pad, runs.fill, shortest, out, ends, last)
+    every = np.full(len(column), shortest, np.int64)
+    kernels.collapse(*rows, runs.base, runs.pad, runs.fill, every, out, ends, last)
     starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
     return Column(out, starts, ends, column.valid), last
 
