@@ -10,11 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Where others use the cores too, threads of torch that wait for each other by spinning take many times as long. OpenMP
+# reads this when it is loaded: before the imports below, and in every process that a test starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hypothesis
 import pytest
 
 from pipelines import demo
 
 ROOT = Path(__file__).parents[1]
+# How long an example takes says nothing on a machine that others use too, and tmp_path may be shared by examples.
+hypothesis.settings.register_profile(
+    "tokzip",
+    hypothesis.settings.get_profile("ci" if os.environ.get("CI") else "default"),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tokzip")
 # Reasons for which a test may be skipped in CI.
 ALLOWED_SKIPS = frozenset({"no Beam job server for Flink: set TOKZIP_FLINK_JOB_SERVER_JAR (PyPI has none)"})
 
@@ -115,6 +128,23 @@ def prism(monkeypatch: pytest.MonkeyPatch) -> None:
         if os.environ.get("TOKZIP_REQUIRE_PRISM"):
             pytest.fail("TOKZIP_REQUIRE_PRISM is set, and there is no prism on PATH (make prism)")
         pytest.skip("no prism on PATH (make prism builds it)")
+
+
+@pytest.fixture
+def dying(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """`dying(entries, after)`: the environment in which one process kills itself in the middle of its work.
+
+    That is where it renames a manifest entry to a path that begins with `entries`, of which there are `after` by then.
+    `TOKZIP_TEST_DIED` is the path of the file that says that it did.
+    """
+
+    def environment(entries: Path | str, after: int = 1) -> dict[str, str]:
+        died = tmp_path / f"died-{len(list(tmp_path.glob('died-*')))}"
+        path = os.pathsep.join(filter(None, [str(Path(__file__).with_name("dying")), os.environ.get("PYTHONPATH")]))
+        at = {"TOKZIP_TEST_DIES_AT": str(entries), "TOKZIP_TEST_DIES_AFTER": str(after)}
+        return {"PYTHONPATH": path, "TOKZIP_TEST_DIED": str(died), **at}
+
+    return environment
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,14 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEF
 
 @dataclass
 class Store:
-    """The bucket keeps every version of an object: how often each was written can be counted."""
+    """The bucket keeps every version of an object: how often each was written can be counted.
+
+    takes: asked with the key before an object is written, of one at a time, while the writer waits: whether it may be.
+    """
 
     endpoint: str
     client: Any
+    takes: Callable[[str], bool] = lambda key: True
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,6 +80,26 @@ def serve() -> Iterator[Store]:
         )
         client.create_bucket(Bucket=BUCKET)
         client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-        yield Store(endpoint, client)
+        store = Store(endpoint, client)
+        assert server._server is not None
+        server._server.app = _asking(store, server._server.app)
+        yield store
     finally:
         server.stop()
+
+
+def _asking(store: Store, app: Any) -> Any:
+    """The application, with `store.takes` asked before each object is written."""
+    one_at_a_time = threading.Lock()
+
+    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "PUT":
+            with one_at_a_time:
+                taken = store.takes(environ["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
+            if not taken:
+                start_response("503 Slow Down", [("Content-Length", "0")])
+                return []
+        answer: Iterable[bytes] = app(environ, start_response)
+        return answer
+
+    return call

@@ -14,8 +14,10 @@ def parquet(path: Path, column: Any, row_group_size: int | None = None, **column
     """A Parquet shard with a `text` column, page checksums and no compression (so that a flipped byte is in a page)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"text": column, **columns})
-    pq.write_table(table, path, row_group_size=row_group_size, write_page_checksum=True, compression="none")
-    return path
+    # Elsewhere first: who watches the folder finds it whole.
+    scratch = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, scratch, row_group_size=row_group_size, write_page_checksum=True, compression="none")
+    return scratch.replace(path)
 
 
 def bytes_below(folder: str | Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from shards import bytes_below, parquet
 
 from pipelines import lock, processes, storage
@@ -25,9 +26,13 @@ Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(params=["disk", "memory"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "disk":
         return str(tmp_path / "out")
+    # A store shows a file whole or not at all; fsspec's memory shows how it is filled, also to the thread that reads.
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", lambda fs, here, there: fs.pipe_file(there, Path(here).read_bytes())
+    )
     fsspec.filesystem("memory").store.clear()
     return storage.absolute("memory://bucket/out")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import reading, splits
@@ -235,7 +235,7 @@ LINE = st.one_of(
 ).filter(lambda b: b"\n" not in b and not b.startswith(b"\xef\xbb\xbf"))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(lines=st.lists(LINE, max_size=8))
 def test_any_lines_give_one_row_a_line_that_is_not_blank(tmp_path: Path, lines: list[bytes]) -> None:
     """Against the plain way: `json.loads` a line. Where it finds a string under `text`, that is the row's text."""
@@ -251,7 +251,7 @@ def test_any_lines_give_one_row_a_line_that_is_not_blank(tmp_path: Path, lines: 
     assert [text for text, _ in read(path)[10:]] == expected
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(data=st.binary(max_size=60).map(lambda b: b.replace(b"\xef\xbb\xbf", b"")))
 def test_any_bytes_are_rows_of_text(tmp_path: Path, data: bytes) -> None:
     path = put(tmp_path / "a.txt", data)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import parquet
 
@@ -161,7 +161,7 @@ def test_a_flipped_byte_in_any_page_is_found_by_its_checksum(tmp_path: Path, who
         assert "CRC" in one_error_naming(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_damage_to_pages_is_an_error_or_does_no_harm(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
     damaged = bytearray(whole)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import bytes_below, parquet
 
@@ -206,7 +206,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     shards=st.lists(st.lists(TEXT, max_size=12), min_size=1, max_size=3),
     row_group_size=st.integers(1, 5),

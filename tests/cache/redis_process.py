@@ -9,6 +9,8 @@ from pathlib import Path
 
 import redis
 
+from tokzip_core.cache.redis import RedisLayer
+
 
 class Server:
     """A redis-server process on a port of its own, without a file on disk."""
@@ -25,13 +27,17 @@ class Server:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self.process = subprocess.Popen(["redis-server", *options], cwd=self.folder, stdout=subprocess.DEVNULL)
         self.client = redis.Redis(port=self.port)
-        for _ in range(200):
+        while True:
             try:
                 self.client.ping()
                 return
             except redis.ConnectionError:
+                assert self.process.poll() is None, "redis-server has ended"
                 time.sleep(0.05)
-        raise TimeoutError("redis-server does not answer")
+
+    def layer(self, options: str = "") -> RedisLayer:
+        """A client that waits as long as a slow machine takes: a server that was killed refuses it at once."""
+        return RedisLayer(self.url + options, seconds=300)
 
     def kill(self) -> None:
         self.client.close()

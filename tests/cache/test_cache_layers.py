@@ -14,13 +14,12 @@ from tokzip_core.cache import CacheError, CacheLayer, LayeredCache, MemoryLayer
 from tokzip_core.cache.disk import DiskLayer
 from tokzip_core.cache.folder import FolderLayer
 from tokzip_core.cache.memory import ENTRY_OVERHEAD
-from tokzip_core.cache.redis import RedisLayer
 
 
 @pytest.fixture(params=["memory", "disk", "folder", "redis", "layered"])
 def layer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CacheLayer]:
     def redis() -> CacheLayer:
-        return RedisLayer(request.getfixturevalue("redis_server").url)
+        return request.getfixturevalue("redis_server").layer()
 
     kinds = {
         "memory": lambda: MemoryLayer(MB),

@@ -22,6 +22,8 @@ from tokzip_core.cache.disk import DiskLayer
 from tokzip_core.cache.index import key_words
 from tokzip_core.kernels.entries import OUT_OF_FILE
 
+PATIENCE = 600.0  # seconds
+
 
 @pytest.fixture(autouse=True)
 def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,9 +31,15 @@ def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_REFRESH_SECONDS", 0)
 
 
+@pytest.fixture(autouse=True)
+def wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a process that has the folder's lock is not scheduled."""
+    monkeypatch.setattr(disk, "_LOCK_SECONDS", PATIENCE)
+
+
 def size(folder: Path) -> int:
     """Bytes of all files, while no process appends or deletes."""
-    with segments.folder_lock(str(folder), 60):
+    with segments.folder_lock(str(folder), PATIENCE):
         return sum(f.stat().st_size for f in folder.iterdir())
 
 
@@ -236,6 +244,7 @@ def test_an_entry_under_another_key_is_not_given(tmp_path: Path) -> None:
 
 
 def _fill(path: str, start: int) -> None:
+    disk._LOCK_SECONDS = PATIENCE
     layer = DiskLayer(path, 8 * MB)
     for n in range(start, start + 400, 20):
         some = range(n, n + 20)
@@ -261,6 +270,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
 
 def _thrash(path: str, start: int) -> None:
     """Many runs, one after the other, of more than fits."""
+    disk._LOCK_SECONDS = PATIENCE
     for run in range(8):
         layer = DiskLayer(path, MB)
         for n in range(start, start + 400, 40):
@@ -285,15 +295,17 @@ def test_processes_that_evict_from_one_folder_keep_its_bound(tmp_path: Path) -> 
     assert [w.exitcode for w in workers] == [0, 0]
 
 
+# It ends by being killed, at the latest when what it has put would not fit.
 _ENDLESS = """
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[2])
 from cache_entries import keys, values
 from tokzip_core.cache.disk import DiskLayer
 layer = DiskLayer(sys.argv[1], 64 << 20)
-for n in range(0, 10**6, 10):
+for n in range(0, 10_000, 10):
     layer.put_many(keys(*range(n, n + 10)), values(*range(n, n + 10)))
     print(n + 10, flush=True)
+time.sleep(3600)
 """
 
 

@@ -245,7 +245,7 @@ def test_another_store(tmp_path: Path) -> None:
 
 def run_to_its_end(code: str, *arguments: str) -> None:
     start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom cache_entries import keys, values\n"
-    subprocess.run([sys.executable, "-c", start + code, *arguments], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", start + code, *arguments], check=True, timeout=600)
 
 
 def test_what_is_held_back_is_written_when_the_process_ends(tmp_path: Path) -> None:

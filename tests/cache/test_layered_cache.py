@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from cache_entries import MB, keys, values
 
-from tokzip_core.cache import CacheLayer, GuardedLayer, LayeredCache, MemoryLayer
+from tokzip_core.cache import CacheLayer, GuardedLayer, LayeredCache, MemoryLayer, guarded
 from tokzip_core.cache.disk import DiskLayer
 
 
@@ -41,6 +41,21 @@ class Failing(CacheLayer):
 
     def close(self) -> None:
         self._do()
+
+
+class Clock:
+    """That of `GuardedLayer`, which the test sets."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(guarded, "time", clock := Clock())
+    return clock
 
 
 def broken() -> None:
@@ -82,15 +97,16 @@ def test_a_layer_that_raises_is_passed_over_wherever_it_is(place: int, caplog: p
     stack.close()
 
 
-def test_a_failing_layer_is_left_alone_for_longer_each_time() -> None:
+def test_a_failing_layer_is_left_alone_for_longer_each_time(clock: Clock) -> None:
     failing = Failing(broken)
     layer = GuardedLayer(failing, pause=5.0)
     pauses = []
     for _ in range(6):
         assert layer.get_many(keys(1)).null_count == 1
-        pauses.append(round(layer._pauses["read"].until - time.monotonic()))
+        pauses.append(layer._pauses["read"].until - clock.now)
+        clock.now += pauses[-1] - 0.01
         layer.get_many(keys(1))
-        layer._pauses["read"].until = 0.0  # the pause is over
+        clock.now += 0.02  # the pause is over
     assert pauses == [5, 10, 20, 40, 60, 60]
     assert failing.calls == layer.counters["failed"] == 6
     failing.fail = None
@@ -98,10 +114,10 @@ def test_a_failing_layer_is_left_alone_for_longer_each_time() -> None:
     assert layer.get_many(keys(1)).equals(values(1))
     failing.fail = broken
     layer.get_many(keys(1))
-    assert round(layer._pauses["read"].until - time.monotonic()) == 5, "after a success, from the start"
+    assert layer._pauses["read"].until - clock.now == 5, "after a success, from the start"
 
 
-def test_reads_that_work_do_not_shorten_the_pauses_of_writes_that_do_not() -> None:
+def test_reads_that_work_do_not_shorten_the_pauses_of_writes_that_do_not(clock: Clock) -> None:
     layer = GuardedLayer(Failing(None), pause=5.0)
     layer.put_many(keys(1), values(1))
     layer.layer.put_many = lambda keys, values: broken()
@@ -109,23 +125,25 @@ def test_reads_that_work_do_not_shorten_the_pauses_of_writes_that_do_not() -> No
     for _ in range(3):
         layer.put_many(keys(2), values(2))
         assert layer.get_many(keys(1)).equals(values(1)), "what can only be read is still read"
-        pauses.append(round(layer._pauses["write"].until - time.monotonic()))
-        layer._pauses["write"].until = 0.0  # the pause is over
+        pauses.append(layer._pauses["write"].until - clock.now)
+        clock.now += pauses[-1]  # the pause is over
     assert pauses == [5, 10, 20]
 
 
 def test_a_layer_that_hangs_is_left_alone_until_it_answers() -> None:
-    go_on = threading.Event()
-    failing = Failing(lambda: bool(go_on.wait()) or None)
+    hangs, go_on = threading.Event(), threading.Event()
+    failing = Failing(lambda: bool(hangs.set() or go_on.wait()) or None)
     layer = GuardedLayer(failing, seconds=0.05, pause=0.0)
     stack = LayeredCache([MemoryLayer(MB), layer])
     stack.put_many(keys(1), values(1))
+    hangs.wait()
     assert stack.get_many(keys(1, 2)).to_pylist() == [values(1)[0].as_py(), None]
     assert failing.calls == 1, "one call hangs, no other is made"
     assert stack.events() == {"failed.failing": 1}
     go_on.set()
     while layer._hanging[0].answers.empty():
         time.sleep(0.01)
+    layer.seconds = 600
     assert layer.get_many(keys(1)).equals(values(1)), "what was given up was done after all"
 
 
@@ -136,7 +154,7 @@ def test_a_hanging_layer_does_not_keep_the_process_from_ending() -> None:
         "print(layer.get_many(keys(1)).null_count)"
     )
     here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=600)
     assert (done.stdout.strip(), done.returncode) == ("1", 0), done.stderr
 
 

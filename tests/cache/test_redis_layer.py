@@ -12,7 +12,7 @@ from tokzip_core.cache.redis import PREFIX, RedisLayer
 
 
 def test_entries_outlive_the_client_and_are_shared(redis_server: Server) -> None:
-    first, second = RedisLayer(redis_server.url), RedisLayer(redis_server.url)
+    first, second = redis_server.layer(), redis_server.layer()
     first.put_many(keys(*range(1000)), values(*range(1000)))
     first.close()
     assert second.get_many(keys(*range(1000))).equals(values(*range(1000)))
@@ -22,7 +22,7 @@ def test_entries_outlive_the_client_and_are_shared(redis_server: Server) -> None
 
 
 def test_damaged_and_foreign_entries_are_misses_removed_and_counted(redis_server: Server) -> None:
-    layer = RedisLayer(redis_server.url)
+    layer = redis_server.layer()
     layer.put_many(keys(*range(5)), values(*range(5)))
     names = [PREFIX + k for k in keys(*range(5)).to_pylist()]
     client = redis_server.client
@@ -37,7 +37,7 @@ def test_damaged_and_foreign_entries_are_misses_removed_and_counted(redis_server
 
 
 def test_entries_expire_where_the_url_says_so(redis_server: Server) -> None:
-    layer = RedisLayer(f"{redis_server.url}?ttl=600")
+    layer = redis_server.layer("?ttl=600")
     layer.put_many(keys(1, 2), values(1, 2))
     assert 0 < redis_server.client.ttl(PREFIX + keys(1)[0].as_py()) <= 600
     assert layer.get_many(keys(1, 2)).equals(values(1, 2))
@@ -45,7 +45,7 @@ def test_entries_expire_where_the_url_says_so(redis_server: Server) -> None:
 
 
 def test_a_full_server_is_still_read(redis_server: Server) -> None:
-    layer = RedisLayer(redis_server.url)
+    layer = redis_server.layer()
     layer.put_many(keys(1), values(1))
     redis_server.client.config_set("maxmemory", 1)
     layer.put_many(keys(2), values(2))
@@ -57,7 +57,7 @@ def test_a_full_server_is_still_read(redis_server: Server) -> None:
 def test_a_server_with_a_bound_evicts(redis_server: Server) -> None:
     redis_server.client.config_set("maxmemory", 8 * MB)
     redis_server.client.config_set("maxmemory-policy", "allkeys-lru")
-    layer = RedisLayer(redis_server.url)
+    layer = redis_server.layer()
     for n in range(0, 8000, 500):
         some = range(n, n + 500)
         layer.put_many(keys(*some), values(*some))
@@ -70,7 +70,7 @@ def test_a_server_with_a_bound_evicts(redis_server: Server) -> None:
 def test_a_server_killed_in_the_middle_is_left_alone_and_taken_up_again(
     redis_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guarded = GuardedLayer(RedisLayer(redis_server.url, seconds=0.5), pause=0.01)
+    guarded = GuardedLayer(redis_server.layer(), seconds=600, pause=0.01)
     stack = LayeredCache([MemoryLayer(10 * MB), guarded])
     for n in range(0, 100, 10):
         if n == 50:
@@ -94,7 +94,7 @@ def test_a_server_killed_in_the_middle_is_left_alone_and_taken_up_again(
 
 def test_no_server_at_all_is_misses(redis_server: Server) -> None:
     redis_server.kill()
-    stack = LayeredCache([RedisLayer(redis_server.url, seconds=0.5)])
+    stack = LayeredCache([redis_server.layer()])
     stack.put_many(keys(1), values(1))
     assert stack.get_many(keys(1, 2)).null_count == 2
     assert stack.events() == {"failed.redis": 2}, "once to write, once to read"
@@ -108,7 +108,7 @@ def test_a_url_that_means_nothing_is_an_error(url: str) -> None:
 
 
 def test_empty_and_no_values(redis_server: Server) -> None:
-    layer = RedisLayer(redis_server.url)
+    layer = redis_server.layer()
     layer.put_many(keys(1), pa.array([b""], pa.binary()))
     assert layer.get_many(keys(1)).to_pylist() == [b""]
     layer.close()

@@ -82,7 +82,7 @@ def test_special_columns(codec: str, column: str) -> None:
         check(tokens, tz.train(sample, codec))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ROWS, ROWS)
 def test_any_rows_with_any_codebook(codec: str, sample: Any, values: Any) -> None:
     check(rows(values), tz.train(rows(sample), codec))

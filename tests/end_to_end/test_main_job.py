@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import tokzip_core as tz
-from pipelines import demo
+from pipelines import cli, demo
 
 pytestmark = pytest.mark.slow
 RUNNERS = {
@@ -27,20 +27,26 @@ RUNNERS = {
 }
 
 
+def here(*argv: object) -> int:
+    """The command in this process, which has imported all that it takes; its exit code."""
+    return cli.main([str(a) for a in argv])
+
+
 def plain_vectors(model_dir: Path, texts: list[str], max_length: int = 256) -> np.ndarray:
-    """Mean-pooled, normalised vectors by transformers alone: file order, padded batches of 32, fp32."""
+    """Mean-pooled, normalised vectors by transformers alone: padded batches of 32 of similar length, fp32."""
     tokenizer, model = AutoTokenizer.from_pretrained(model_dir), AutoModel.from_pretrained(model_dir).eval()
-    parts = []
+    order = np.argsort([len(t) for t in texts])
+    vectors = np.empty((len(texts), model.config.hidden_size), np.float32)
     with torch.inference_mode():
-        for start in range(0, len(texts), 32):
+        for some in np.split(order, range(32, len(texts), 32)):
             batch = tokenizer(
-                texts[start : start + 32], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+                [texts[i] for i in some], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
             )
             hidden = model(**batch).last_hidden_state
             mask = batch["attention_mask"][:, :, None]
             pooled = (hidden * mask).sum(1) / mask.sum(1)
-            parts.append(torch.nn.functional.normalize(pooled).numpy())
-    return np.concatenate(parts)
+            vectors[some] = torch.nn.functional.normalize(pooled).numpy()
+    return vectors
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
@@ -64,16 +70,16 @@ def everywhere(
     small_corpus: Path, model_dir: Path, tokzip: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The small corpus's output on every runner, each with nothing cached."""
-    outputs = {}
-    for name, options in RUNNERS.items():
-        if name == "prism" and not shutil.which("prism"):
-            if os.environ.get("TOKZIP_REQUIRE_PRISM"):
-                pytest.fail("prism is required here, and is not on the PATH")
-            continue
-        outputs[name] = tmp_path_factory.mktemp("out") / name.replace(" ", "-")
-        tokzip("run", "--input", small_corpus, "--output", outputs[name], "--tokenizer", model_dir, "--model",
-               model_dir, "--cache", "none", *options)  # fmt: skip
-    return outputs
+    folder = tmp_path_factory.mktemp("out")
+    there = {name: folder / name.replace(" ", "-") for name in RUNNERS}
+    if not shutil.which("prism"):
+        if os.environ.get("TOKZIP_REQUIRE_PRISM"):
+            pytest.fail("prism is required here, and is not on the PATH")
+        del there["prism"]
+    named = ["--input", small_corpus, "--tokenizer", model_dir, "--model", model_dir, "--cache", "none"]
+    for name, output in there.items():
+        tokzip("run", *named, "--output", output, *RUNNERS[name])
+    return there
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -105,7 +111,7 @@ def test_the_result_is_read_with_ordinary_tools(everywhere: dict[str, Path], sma
 
 
 def test_another_vocabulary_is_refused_before_any_work(
-    small_corpus: Path, model_dir: Path, tokzip: Callable[..., Any], tmp_path: Path
+    small_corpus: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "tokenizer"
     other.mkdir()
@@ -113,41 +119,38 @@ def test_another_vocabulary_is_refused_before_any_work(
     vocabulary = parts["model"]["vocab"]
     vocabulary["the"], vocabulary["of"] = vocabulary["of"], vocabulary["the"]
     (other / "tokenizer.json").write_text(json.dumps(parts))
-    done = tokzip("run", "--input", small_corpus, "--output", tmp_path / "out", "--tokenizer", other, "--model",
-                  model_dir, check=False)  # fmt: skip
-    assert done.returncode == 1
-    assert "vocabulary" in done.stderr
+    named = ["--input", small_corpus, "--output", tmp_path / "out", "--tokenizer", other, "--model", model_dir]
+    assert here("run", *named) == 1
+    assert "vocabulary" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
 def wikitext(
     shared_data: Path, model_dir: Path, tokzip: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Callable[[Path], dict[str, Any]]]:
-    """The main job on the real validation and test splits; and how to run it again, with the same cache."""
+) -> tuple[Path, Callable[[Path], list[object]]]:
+    """The main job on the real validation and test splits; and the command line of it, with the same cache."""
     folder = tmp_path_factory.mktemp("wikitext")
 
-    def run(output: Path) -> dict[str, Any]:
-        tokzip("run", "--input", f"{shared_data}/wikitext-103-v1/*.parquet", "--output", output, "--tokenizer",
-               model_dir, "--model", model_dir, "--cache", f"memory:64MB,disk:{folder / 'cache'}:1GB",
-               timeout=3000)  # fmt: skip
-        summary: dict[str, Any] = json.loads((output / "summary.json").read_text())
-        return summary
+    def argv(output: Path) -> list[object]:
+        named = ["--input", f"{shared_data}/wikitext-103-v1/*.parquet", "--output", output]
+        cache = f"memory:64MB,disk:{folder / 'cache'}:1GB"
+        return ["run", *named, "--tokenizer", model_dir, "--model", model_dir, "--cache", cache]
 
-    run(folder / "first")
-    return folder / "first", run
+    tokzip(*argv(folder / "first"), timeout=3000)
+    return folder / "first", argv
 
 
 def test_wikitext_reconciles_and_every_row_is_equal(
-    wikitext: Any, shared_data: Path, tokzip: Callable[..., Any]
+    wikitext: Any, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, _ = wikitext
     summary = json.loads((output / "summary.json").read_text())
     for stage in ("compress", "embed"):
         assert summary[stage]["rows_in"] == 8118
         assert summary[stage]["rows_out"] + summary[stage]["rows_dead"] == 8118
-    done = tokzip("verify", output, "--input", f"{shared_data}/wikitext-103-v1/*.parquet")
-    assert "every row is equal: 8,118 rows" in done.stdout
+    assert here("verify", output, "--input", f"{shared_data}/wikitext-103-v1/*.parquet") == 0
+    assert "every row is equal: 8,118 rows" in capsys.readouterr().out
 
 
 def test_wikitext_vectors_are_those_of_plain_transformers(wikitext: Any, shared_data: Path, model_dir: Path) -> None:
@@ -164,17 +167,16 @@ def test_wikitext_vectors_are_those_of_plain_transformers(wikitext: Any, shared_
 
 
 def test_wikitext_again_with_its_cache_runs_the_model_on_no_row(wikitext: Any, tmp_path: Path) -> None:
-    output, run = wikitext
-    summary = run(tmp_path / "second")
+    output, argv = wikitext
+    assert here(*argv(tmp_path / "second")) == 0
+    summary = json.loads((tmp_path / "second" / "summary.json").read_text())
     assert summary["embed"]["rows_computed"] == 0
     for stage in ("tokens", "embeddings"):
         assert data_files(tmp_path / "second" / stage) == data_files(output / stage)
 
 
-def test_bits_a_token_on_wikipedia(
-    shared_data: Path, model_dir: Path, tokzip: Callable[..., Any], tmp_path: Path
-) -> None:
-    tokzip("compress", "--input", shared_data / "enwiki", "--output", tmp_path, "--tokenizer", model_dir)
+def test_bits_a_token_on_wikipedia(shared_data: Path, model_dir: Path, tmp_path: Path) -> None:
+    assert here("compress", "--input", shared_data / "enwiki", "--output", tmp_path, "--tokenizer", model_dir) == 0
     summary = json.loads((tmp_path / "_tokzip" / "summary.json").read_text())
     ids = tz.read_table(str(tmp_path), columns=["tokens"])["tokens"].combine_chunks().flatten().to_numpy()
     counts = np.bincount(ids)

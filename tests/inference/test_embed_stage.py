@@ -157,11 +157,11 @@ def test_a_settled_stage_has_the_weights_of_now(tiny, tmp_path: Path) -> None:
     assert settled.open().model is model
 
 
-def test_another_vocabulary_is_an_error_before_any_work(model_dir: Path) -> None:
-    own = load_model(str(model_dir)).settings.vocabulary
-    assert EmbedStage(model=str(model_dir), vocabulary=own).open()
+def test_another_vocabulary_is_an_error_before_any_work(tiny_model: Path) -> None:
+    own = load_model(str(tiny_model)).settings.vocabulary
+    assert EmbedStage(model=str(tiny_model), vocabulary=own).open()
     with pytest.raises(ModelError, match="another vocabulary"):
-        EmbedStage(model=str(model_dir), vocabulary="0" * 64).open()
+        EmbedStage(model=str(tiny_model), vocabulary="0" * 64).open()
 
 
 @pytest.mark.parametrize(

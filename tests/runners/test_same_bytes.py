@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from far import Far, children
+from far import Far
 from jobs import JOB_SERVER, Elsewhere, Job, external
+from s3_store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def test_prism(here: Job, undisturbed: Job, prism: None) -> None:
 
 def test_a_job_server(here: Job, on_s3: Job, undisturbed: Job, elsewhere: Elsewhere, pool: Far) -> None:
     """Beam's portable one: with this process as its worker, and with a worker pool."""
-    with elsewhere.start("server", JOB_SERVER, "--port={port}") as server:
+    with elsewhere.start("server", JOB_SERVER, "--port=0") as server:
         runner = ["--runner=PortableRunner", f"--job_endpoint={server.address}"]
         assert here.run(*runner, "--environment_type=LOOPBACK") == 3
         assert here.made() == undisturbed.made()
@@ -45,73 +46,72 @@ def test_a_job_server(here: Job, on_s3: Job, undisturbed: Job, elsewhere: Elsewh
         assert on_s3.made() == undisturbed.made()
 
 
-class Killer(threading.Thread):
-    """Kills a descendant of process `above` with SIGKILL within a split: while it has a scratch file in `scratch`.
-
-    It is stopped first, and let go on where the file is no longer there. `killed` says that one was.
-    """
-
-    def __init__(self, above: int, scratch: Path, ready: Callable[[], bool] = lambda: True) -> None:
-        super().__init__()
-        self.above, self.scratch, self.ready = above, scratch, ready
-        self.killed, self.over = False, threading.Event()
-
-    def run(self) -> None:
-        while not self.killed and not self.over.wait(0.002):
-            for pid in children(self.above) if self.ready() else []:
-                if not self.killed and self._within_a_split(pid):
-                    os.kill(pid, signal.SIGSTOP)
-                    self.killed = self._within_a_split(pid)
-                    os.kill(pid, signal.SIGKILL if self.killed else signal.SIGCONT)
-
-    def _within_a_split(self, pid: int) -> bool:
-        return any(f"-{pid}-" in name for _, _, names in os.walk(self.scratch) for name in names)
-
-    def __enter__(self) -> Killer:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.join()
-
-
-def fails_in_either_stage(run: Callable[[str], int], capfd: pytest.CaptureFixture[str]) -> None:
-    """`run` starts the command with a `Killer` for a stage, and returns its exit code."""
+def fails_in_either_stage(run: Callable[[str], int], job: Job, undisturbed: Job, capfd: Any) -> None:
+    """`run` starts the command in which a worker is killed in that stage, and returns its exit code."""
     for stage in ("tokens", "embeddings"):
         assert run(stage) == 1
         assert "tokzip run: error: " in capfd.readouterr().err.splitlines()[-1]
+        assert 1 <= len(job.committed(stage)) < len(undisturbed.committed(stage))
 
 
-def test_a_worker_process_killed(here: Job, undisturbed: Job, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_process_killed(
+    here: Job,
+    undisturbed: Job,
+    dying: Callable[..., dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def run(stage: str) -> int:
-        folder = Path(here.output, stage)
-        with Killer(os.getpid(), folder, lambda: any(folder.glob("_tokzip/manifest/**/*.json"))) as killer:
+        environment = dying(Path(here.output, stage, "_tokzip", "manifest", "a.part"))
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
             code = here.run("--workers=2")
-        assert killer.killed
-        assert 1 <= len(here.committed(stage)) < len(undisturbed.committed(stage))
+        assert Path(environment["TOKZIP_TEST_DIED"]).exists()
         return code
 
-    fails_in_either_stage(run, capfd)
-    assert here.run("--workers=2") == 3
+    fails_in_either_stage(run, here, undisturbed, capfd)
+    assert here.run() == 3
     assert here.made() == undisturbed.made()
 
 
 def test_workers_elsewhere_killed(
-    on_s3: Job, undisturbed: Job, prism: None, elsewhere: Elsewhere, capfd: pytest.CaptureFixture[str]
+    on_s3: Job,
+    store: Store,
+    undisturbed: Job,
+    prism: None,
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Prism with a worker pool: as with Flink, Spark and Dataflow, workers share nothing with us but the store."""
+    """Prism with a worker pool: as with Flink, Spark and Dataflow, workers share nothing with us but the store.
+
+    In stage 1 one is killed as it uploads what it has made, in stage 2 as it commits it.
+    """
+    places = {"tokens": "/tokens/a.part-", "embeddings": "/embeddings/_tokzip/manifest/"}
 
     def run(stage: str) -> int:
-        with elsewhere.pool(stage) as pool, Killer(pool.process.pid, pool.tmp) as killer:
-            if stage == "embeddings":
-                killer.ready = lambda: len(on_s3.committed("tokens")) == len(undisturbed.committed("tokens"))
+        killed: list[int] = []
+
+        def takes(key: str) -> bool:
+            if killed or places[stage] not in key or not on_s3.committed(stage):
+                return True
+            killed.append(next(pid_of(name) for name in os.listdir(pool.tmp) if "scratch" in name))
+            os.kill(killed[0], signal.SIGKILL)
+            return False
+
+        with elsewhere.pool(stage) as pool, monkeypatch.context() as patch:
+            patch.setattr(store, "takes", takes)
             code = on_s3.run("--runner=PrismRunner", *external(pool))
-        assert killer.killed
-        assert len(on_s3.committed(stage)) < len(undisturbed.committed(stage))
+        assert killed
         return code
 
-    fails_in_either_stage(run, capfd)
+    fails_in_either_stage(run, on_s3, undisturbed, capfd)
     with elsewhere.pool() as pool:  # a pool wants a new start after an aborted job
         assert on_s3.run("--runner=PrismRunner", *external(pool)) == 3
     assert on_s3.made() == undisturbed.made()
+
+
+def pid_of(scratch: str) -> int:
+    """Of the process that writes a scratch file, by its name."""
+    return int(scratch.split("-")[-2])

@@ -36,6 +36,7 @@ def hub(corpus: Path, tokenizer_folder: Path, encoder_folder: Path, tmp_path: Pa
 def run(hub: Hub, tokzip: Run, options: list[str], tmp_path: Path) -> Run:
     """`run("out")`: `tokzip run` by name, with nothing of the hub on this machine but what earlier calls fetched."""
     env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    env |= {"HF_HUB_ETAG_TIMEOUT": "300", "HF_HUB_DOWNLOAD_TIMEOUT": "300"}  # the server is a thread of this process
 
     def call(output: str, *, input: str = INPUT, model: str = MODEL, tokenizer: str = TOKENIZER) -> Any:
         named = ["--input", input, "--output", tmp_path / output, "--tokenizer", tokenizer, "--model", model]

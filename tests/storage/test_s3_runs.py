@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -22,24 +21,27 @@ def manifest(store: Store, stage: str) -> dict[str, list[str]]:
     return store.versions(f"out/{stage}/_tokzip/manifest")
 
 
-def killed(argv: list[str], env: dict[str, str], when: Callable[[], bool]) -> None:
-    """Start the command, and kill it and its children as soon as `when` is true."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from pipelines.cli import main; sys.exit(main())", *argv],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        while process.poll() is None and not when():
-            time.sleep(0.02)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, "it was killed before it ended"
+def killed(argv: list[str], store: Store, stage: str) -> set[str]:
+    """Run the command, and kill it and its children as it commits the fourth split of the stage: those committed."""
+    started: Future[int] = Future()
+
+    def takes(key: str) -> bool:
+        if f"out/{stage}/_tokzip/manifest/" not in key or len(manifest(store, stage)) < 3:
+            return True
+        os.killpg(started.result(), signal.SIGKILL)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "takes", takes)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from pipelines.cli import main; sys.exit(main())", *argv],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | store.environment,
+            start_new_session=True,
+        )
+        started.set_result(process.pid)
+        assert process.wait() == -signal.SIGKILL, "it was killed before it ended"
+    return {name.removesuffix(".json") for name in manifest(store, stage)}
 
 
 def test_killed_in_either_stage_and_started_again(
@@ -57,9 +59,8 @@ def test_killed_in_either_stage_and_started_again(
 
     committed = {}
     for stage in ("tokens", "embeddings"):
-        killed(argv, store.environment, lambda stage=stage: len(manifest(store, stage)) >= 3)
-        committed[stage] = {name.removesuffix(".json") for name in manifest(store, stage)}
-        assert 3 <= len(committed[stage]) < splits, f"killed in the middle of {stage}"
+        committed[stage] = killed(argv, store, stage)
+        assert len(committed[stage]) == 3
 
     command(*argv)
     assert data_files(store.objects("out")) == local_run

@@ -77,7 +77,7 @@ class FolderLayer(CacheLayer):
         words = key_words(keys)
         with self._lock:
             values: list[bytes | None] = [self._pending.get(k) for k in key_bytes(keys)]
-            for _ in range(3):  # a part that is gone has been merged into another
+            for _ in range(10):  # a part that is gone has been merged into another
                 wanted = np.array([v is None for v in values], np.bool_)
                 files, rows = self._index.find(words)
                 if (files[wanted] < 0).any() and time.monotonic() - self._refreshed > self.refresh_seconds:
