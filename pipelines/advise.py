@@ -13,13 +13,15 @@ import pyarrow as pa
 import tokzip_core as tz
 from pipelines import job, reading, splits, storage, train
 from pipelines.compress_stage import CompressStage
-from pipelines.manifest import Manifest
+from pipelines.manifest import Manifest, tokens_of
 from pipelines.options import Invocation, Parser
 from pipelines.report import read_json
 from pipelines.splits import Split
 from pipelines.stage import Stats
 from pipelines.storage import InputError
 from pipelines.tokenizing import ENGINES, Tokenizer, load_tokenizer
+from tokzip_core.blob import naming
+from tokzip_core.columns import token_column
 
 _SAMPLE_BYTES = 20_000_000  # about tz.advise's sample, as text
 _SAMPLE_SPLITS = 16
@@ -40,7 +42,10 @@ def parser() -> Parser:
 def run(invocation: Invocation) -> dict[str, Any]:
     args = invocation.args
     tokens, corpus, next_step = _input(args)
-    advice = tz.advise(tokens, args.prefer, corpus_tokens=corpus)
+    try:
+        advice = tz.advise(tokens, args.prefer, corpus_tokens=corpus)
+    except tz.InvalidTokensError as e:
+        raise InputError(f"{' '.join(args.input)}: {e}") from e
     print(advice)
     print(f"\nnext: {next_step(advice.recommended)}\n")
     out = storage.absolute(args.out)
@@ -100,7 +105,7 @@ def _sampled(planned: list[Split], rows_of: Callable[[Split, float], Iterator[pa
 
 def _input(args: Any) -> tuple[list[pa.Array], int, Callable[[str], str]]:
     """The tokens of a sample, about how many tokens there are, and what to do next with a codec, in words."""
-    inputs = [_tokens_of_run(url) for url in args.input]
+    inputs = [tokens_of(url) for url in args.input]
     shards = splits.find_shards(inputs)
     with reading.open_shard(shards[0][1].url) as reader:
         schema = reader.schema
@@ -116,12 +121,6 @@ def _input(args: Any) -> tuple[list[pa.Array], int, Callable[[str], str]]:
     command = ["tokzip", "compress", "--input", *args.input, "--output", "OUTPUT", "--tokenizer", args.tokenizer]
     command += ["--text-column", column] if column != "text" else []
     return tokens, corpus, lambda codec: shlex.join([*command, "--codec", codec])
-
-
-def _tokens_of_run(url: str) -> str:
-    """Of the output of `tokzip run`, the token data set."""
-    tokens = storage.join(storage.absolute(url), "tokens")
-    return tokens if storage.exists(Manifest(tokens).place("dataset.json")) else url
 
 
 def _is_ids(kind: pa.DataType) -> bool:
@@ -140,16 +139,18 @@ def _id_column(schema: pa.Schema, column: str) -> list[str]:
 
 def _ids(split: Split, column: str, share: float) -> Iterator[pa.Array]:
     """The ids of the first `share` of a split's rows."""
-    left = math.ceil(split.rows * share)
+    left, row = math.ceil(split.rows * share), split.first_row
     codebook = None
     with reading.open_shard(split.url) as reader:
         for block in splits.blocks(split, reader, [column], Stats()):
             rows = block.column(column)[:left]
-            if isinstance(rows.type, tz.TokenBlobType):
-                codebook = codebook or tz.file_codebook(split.url, column)
-                rows = tz.decode(rows, codebook)
+            with naming(range(row, row + len(rows)), f"{split.url}: "):
+                if isinstance(rows.type, tz.TokenBlobType):
+                    codebook = codebook or tz.file_codebook(split.url, column)
+                    rows = tz.decode(rows, codebook)
+                token_column(rows)  # raises where `tz.advise` would, but knows the shard
             yield rows
-            left -= len(rows)
+            left, row = left - len(rows), row + len(rows)
             if not left:
                 return
 

@@ -97,8 +97,8 @@ def run(invocation: Invocation) -> dict[str, Any]:
     )
     home = Manifest(output)
     if args.watch:
-        tokenizer_json = load_tokenizer(args.tokenizer)  # what is wrong with it is said before the wait
         watcher = watch.Watcher(invocation, output, lambda: job.find(args.input, output))
+        tokenizer_json = load_tokenizer(args.tokenizer)  # what is wrong with it is said before the wait
         known = watcher.manifest.planned(args.split_bytes)
         planned = watcher.first(lambda s: splits.plan([s], stage.columns, args.split_bytes, skip_bad, known))
         if planned is None:

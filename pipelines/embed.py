@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipelines.inference import ModelError, check_model
 from pipelines.inference import rows as ragged
 from pipelines.inference.model import LEAST_COSINE, PRECISIONS
 from pipelines.inference.output import OUTPUT_TYPES, Output
-from pipelines.manifest import Entry, Manifest
+from pipelines.manifest import Entry, Manifest, tokens_of
 from pipelines.map_splits import MapSplits
 from pipelines.options import Invocation, Parser
 from pipelines.splits import Split
@@ -35,7 +36,9 @@ _SECONDS_WORTH_MEASURING = 30
 
 def parser(prog: str = "tokzip embed") -> Parser:
     p = Parser(prog=prog, description="Run a transformer over a token data set and store the embeddings, as Parquet.")
-    p.add_argument("--input", required=True, help="folder, glob or URL of token files (the output of tokzip compress)")
+    p.add_argument(
+        "--input", required=True, help="folder, glob or URL of token files (the output of tokzip compress or run)"
+    )
     p.add_argument("--output", required=True, help="folder or URL of the embedding data set")
     p.add_argument(
         "--carry", type=options.names, default=[], metavar="A,B", help="columns to keep beside the embeddings"
@@ -53,13 +56,14 @@ def add_arguments(p: Any) -> None:
     g.add_argument("--normalize", choices=("auto", "on", "off"), default="auto", help="default auto: the model's own")
     g.add_argument(
         "--max-length",
-        type=int,
+        type=options.positive,
         metavar="N",
         help="tokens a row with special tokens (default: the model's own)",
     )
     g.add_argument("--long-rows", choices=("truncate", "window"), default="truncate", help="default truncate")
     g.add_argument(
         "--cache",
+        type=_cache_layers,
         metavar="LAYERS",
         help="layers, looked up in this order: memory:SIZE, disk:PATH:SIZE, redis://HOST:PORT/DB, folder:PATH or URL "
         "of any store; or none (default: memory:256MB and, on a local runner, disk:~/.cache/tokzip:20GB)",
@@ -79,14 +83,24 @@ def add_arguments(p: Any) -> None:
         "fp32, else fp32; a data set keeps what it was begun with (default auto)",
     )
     g.add_argument("--output-type", choices=OUTPUT_TYPES, default="float32", help="default float32")
-    g.add_argument("--dimensions", type=int, metavar="N", help="leading dimensions to keep, normalised anew")
+    g.add_argument(
+        "--dimensions", type=options.positive, metavar="N", help="leading dimensions to keep, normalised anew"
+    )
     g.add_argument(
         "--batch-tokens",
-        type=int,
+        type=options.positive,
         default=2048,
         metavar="N",
         help="tokens in a batch of the model (default 2048)",
     )
+
+
+def _cache_layers(text: str) -> str:
+    try:
+        parse_cache_spec(text)
+    except tz.TokzipError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return text
 
 
 def default_cache(invocation: Invocation) -> str:
@@ -112,7 +126,6 @@ def _model_options(args: Any) -> dict[str, Any]:
 
 def check(args: Any, vocabulary: str | None) -> None:
     """Raise, before any work, where the model cannot be used as asked on tokens of this vocabulary (its digest)."""
-    parse_cache_spec(args.cache or "none")
     settings, dimension = check_model(
         args.model,
         **_model_options(args),
@@ -129,12 +142,13 @@ def check(args: Any, vocabulary: str | None) -> None:
 def run(invocation: Invocation) -> dict[str, Any]:
     """Embed, print the summary and return it."""
     args, started = invocation.args, time.time()
+    args.input = tokens_of(args.input)
     output = storage.absolute(args.output)
     skip_bad = args.watch or args.on_bad_shard == "skip"
     home = Manifest(output)
     if args.watch:
-        check(args, None)  # what is wrong with the model is said before the wait
         watcher = watch.Watcher(invocation, output, lambda: job.find([args.input], output), _is_committed)
+        check(args, None)  # what is wrong with the model is said before the wait
         found = watcher.until(lambda shards: _token_data_set(args.input, filter(_is_committed, shards)))
     else:
         found = _token_data_set(args.input)
@@ -268,13 +282,27 @@ def _cache(stage: EmbedStage, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_committed(shard: tuple[str, storage.FileInfo]) -> bool:
-    """Whether a file is what the manifest of its data set says; or lies in no data set of ours."""
-    name, file = shard
-    home = Manifest(file.url.removesuffix(f"/{name}"))
-    entry = home.get(name)
-    if entry is None:
-        return not storage.exists(home.place("dataset.json"))
-    return bool(entry.source["version"]) and entry.output is not None and entry.output["bytes"] == file.size
+    """Whether a file is what the manifest of its data set says, the nearest that it lies in; or lies in none of ours.
+
+    The input may be a folder in a data set, or have several below it.
+    """
+    _, file = shard
+    for home, name in _homes(file.url):
+        with contextlib.suppress(PermissionError, ValueError):  # above what may be read, or what is a folder at all
+            if entry := home.get(name):
+                return bool(entry.source["version"]) and entry.output is not None and entry.output["bytes"] == file.size
+            if storage.exists(home.place("dataset.json")):
+                return False
+    return True
+
+
+def _homes(url: str) -> Iterator[tuple[Manifest, str]]:
+    """What may be the data set of a file, from its own folder upward, and the file's name there."""
+    root, _, path = url.rpartition("://")
+    parts = path.split("/")
+    for i in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:i])
+        yield Manifest(f"{root}://{folder}" if root else folder), "/".join(parts[i:])
 
 
 def _token_data_set(
@@ -286,7 +314,7 @@ def _token_data_set(
         try:
             with reading.open_shard(file.url) as reader:
                 return retry(tz.file_codebook, file.url), _vocabulary(reader.schema)
-        except (tz.TokzipError, LookupError, FileNotFoundError) as e:
+        except (tz.TokzipError, LookupError, FileNotFoundError, pa.ArrowInvalid) as e:
             problem = problem if isinstance(problem, tz.UnknownCodebookError) else InputError(str(e))
     raise problem
 

@@ -186,7 +186,7 @@ class EmbedWork(Work):
                 lists, errors = self._tokens(block)
             count = lists.offsets[-1].as_py() - lists.offsets[0].as_py()
             stats.add("tokens", count)
-            held.append((block, lists, errors))
+            held.append((block, self._within_reach(lists), errors))
             tokens, rows = tokens + count, rows + len(lists)
             if tokens >= _GATHER_TOKENS or rows >= _GATHER_ROWS:
                 yield from self._embedded(held, stats)
@@ -213,6 +213,11 @@ class EmbedWork(Work):
             schema = pa.schema([*self.schema(block.schema), *BOOKKEEPING])
             kept = [block.column(c) for c in self.stage.carry]
             yield pa.record_batch([*kept, *columns, block.column(ROW), errors], schema=schema)
+
+    def _within_reach(self, lists: pa.ListArray) -> pa.ListArray:
+        """The rows as far as the model reads them, and a token more where a row goes on: it is counted as cut."""
+        s = self.model.settings
+        return pc.list_slice(lists, 0, s.max_length - s.specials + 1) if s.long_rows == "truncate" else lists
 
     def _tokens(self, block: pa.RecordBatch) -> tuple[pa.ListArray, pa.Array]:
         """Token ids, list<int32>, none in bad rows; and the errors, with those of bad rows added."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import math
 import re
@@ -118,6 +119,8 @@ def command(parser: Parser, run: Callable[[Invocation], dict[str, Any]], argv: l
     processes.share_arenas()  # before there are threads
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # each Prism that it ends
     quiet.quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack a letter of a name, or a table's rule
     try:
         invocation = options.parse(parser, sys.argv[1:] if argv is None else argv)
         logs.configure(*(getattr(invocation.args, a, None) for a in ("log_format", "log_level")))

@@ -161,3 +161,9 @@ def _read(url: str) -> Entry:
     if entry.format != FORMAT:
         raise InputError(f"{url}: manifest format {entry.format}; this version of tokzip reads {FORMAT}")
     return entry
+
+
+def tokens_of(url: str) -> str:
+    """Of the output of `tokzip run`, its token data set; of anything else, itself."""
+    tokens = storage.join(storage.absolute(url), "tokens")
+    return tokens if storage.exists(Manifest(tokens).place("dataset.json")) else url

@@ -62,6 +62,12 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]*", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1, 2, 3, …")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Limit:
     """So many rows, or such a part of all."""
@@ -144,7 +150,9 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """What every command that runs a Beam job takes."""
     job = parser.add_argument_group("the job (Beam's own options, such as --runner, are taken too)")
-    job.add_argument("--workers", type=int, default=1, metavar="N", help="processes of the local runner (default 1)")
+    job.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="processes of the local runner (default 1)"
+    )
     job.add_argument(
         "--on-bad-shard",
         choices=("fail", "skip"),
@@ -203,8 +211,6 @@ def pipeline_options(invocation: Invocation) -> tuple[Any, PipelineOptions]:
             f"--watch: {runner} would lose shards, or not stop when told to; use --runner={_WATCHING_RUNNERS[0]} "
             "(docs/RUNNERS.md has the runners that watch)"
         )
-    if workers < 1:
-        raise UsageError("--workers must be at least 1")
     if workers > 1:
         if runner != LOCAL_RUNNER:
             raise UsageError(f"--workers is for the local runner; {runner} has options of its own")

@@ -108,7 +108,8 @@ def with_bookkeeping(block: pa.RecordBatch, first_row: int, errors: pa.Array | N
 class ParquetReader:
     def __init__(self, url: str, file: pq.ParquetFile) -> None:
         self.url, self.file = url, file
-        self.schema = file.schema_arrow
+        # With the file's own metadata: Arrow's schema in it has that of whoever wrote the schema, before the rows.
+        self.schema = file.schema_arrow.with_metadata(file.metadata.metadata)
 
     def blocks(
         self, columns: list[str], row_groups: tuple[int, int] | None, first_row: int, size: int = 0

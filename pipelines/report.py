@@ -114,5 +114,5 @@ def read_json(url: str) -> dict[str, Any]:
     """A small JSON object of the data set; empty where there is none."""
     try:
         return storage.read_json(url)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}

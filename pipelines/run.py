@@ -26,14 +26,13 @@ def run(invocation: Invocation) -> dict[str, Any]:
     args = vars(invocation.args)
     output = storage.absolute(args["output"])
     tokens, embeddings = storage.join(output, "tokens"), storage.join(output, "embeddings")
+    stop = watch.Stop().on_signals() if args["watch"] else None
     embed.check(invocation.args, Tokenizer(load_tokenizer(args["tokenizer"]), "huggingface").vocabulary)
 
     def stage(**changes: Any) -> Invocation:
         return Invocation(argparse.Namespace(**{**args, **changes}), invocation.beam, stop=stop)
 
-    stop = None
-    if args["watch"]:
-        stop = watch.Stop().on_signals()
+    if stop:
         first, second = _together(stop, stage(output=tokens), stage(input=tokens, output=embeddings))
     else:
         first = compress.run(stage(output=tokens))

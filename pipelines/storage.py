@@ -210,7 +210,7 @@ def is_gone(url: str) -> bool:
     fs.invalidate_cache(path)
     try:
         fs.info(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: below a file, as if that were a folder
         return True
     return False
 

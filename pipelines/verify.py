@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import tokzip_core as tz
 from pipelines import job, options, reading, splits, storage
 from pipelines.compress_stage import valid_text
-from pipelines.manifest import Entry, Manifest
+from pipelines.manifest import Entry, Manifest, tokens_of
 from pipelines.options import Invocation, Parser
 from pipelines.report import read_json, show
 from pipelines.splits import Split
@@ -35,9 +35,7 @@ def parser(prog: str = "tokzip verify") -> Parser:
 
 def run(invocation: Invocation) -> dict[str, Any]:
     args = invocation.args
-    output = storage.absolute(args.output)
-    if storage.exists(Manifest(storage.join(output, "tokens")).place("dataset.json")):
-        output = storage.join(output, "tokens")
+    output = tokens_of(storage.absolute(args.output))
     home = Manifest(output)
     settings = read_json(home.place("dataset.json"))
     if settings.get("stage") != "compress":

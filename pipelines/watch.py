@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from pipelines import job, prism, storage
@@ -30,13 +30,15 @@ from pipelines.watch_queue import AHEAD, MapQueue, Queue
 
 T = TypeVar("T")
 Shard = tuple[str, FileInfo]  # as `splits.find_shards` gives them
+SAME_SIGNAL = 1.0  # seconds within which a second signal is the first one again
 
 
 class Stop:
-    """Whether the watch was told to end: by the first SIGTERM or SIGINT; a second ends the process at once."""
+    """Whether the watch was told to end: by the first SIGTERM or SIGINT; a later one ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.heard = 0.0  # when the first signal came
 
     def on_signals(self) -> Stop:
         """Listen to signals from now on (in the main thread)."""
@@ -44,10 +46,13 @@ class Stop:
             signal.signal(number, self._hear)
         return self
 
-    def _hear(self, _signal: int, _frame: Any) -> None:
+    def _hear(self, number: int, _frame: Any) -> None:
         self.asked = True  # nothing that could wait: the thread may be anywhere
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.heard = self.heard or time.monotonic()
+        # Who signals a process and then its whole group, as timeout(1) does, has asked once.
+        if time.monotonic() - self.heard > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class Watcher:
@@ -91,7 +96,8 @@ class Watcher:
             self._check_lock()
             try:
                 self._look()
-                return attempt(self.steady)
+                found = attempt(self.steady)
+                return None if self.stop.asked else found
             except (InputError, StorageError) as e:
                 self._say(f"waiting: {e}")
             self._pause(self.tick_seconds)
@@ -135,9 +141,9 @@ class Watcher:
         queue = Queue(self.output)
         queue.open()
         transform = MapQueue(queue, stage, self.tick_seconds)
+        running = _in_background(self.execute, f"{self.output}: a job", lambda p: p | transform, streaming=True)
+        self._say(f"watching: a new shard is taken within {self.args.watch_interval:g} s")
         try:
-            running = _in_background(self.execute, f"{self.output}: a job", lambda p: p | transform, streaming=True)
-            self._say(f"watching: a new shard is taken within {self.args.watch_interval:g} s")
             while not self.stop.asked and not running.done():
                 try:
                     self.tick(queue)
@@ -145,13 +151,28 @@ class Watcher:
                     self._say(f"trying again: {e}")
                 self._pause(self.tick_seconds)
         finally:
-            queue.close()
-        if self.stop.asked:
-            self._say("draining: what is begun is finished, what is not is left for the next run")
+            if not self._is_lost():  # who has taken the output has cleared the queue, and does the work
+                self._drain(queue, running)
         running.result()
         if not self.stop.asked:
             raise job.JobFailedError("the runner ended a job that was to go on: it cannot watch")
+        self._check_lock()
         self._collect(self.queued)
+
+    def _drain(self, queue: Queue, running: Future[None]) -> None:
+        """Close the queue and wait until the job has ended: whatever goes wrong, what is begun is not to be lost."""
+        if self.stop.asked:
+            self._say("draining: what is begun is finished, what is not is left for the next run")
+        while True:
+            try:
+                queue.close()
+                break
+            except Exception as e:
+                self._say(f"cannot close the queue: {e}")
+            if running.done():  # the next run removes what is left of it
+                break
+            time.sleep(self.tick_seconds)
+        wait([running])
 
     def tick(self, queue: Queue) -> None:
         """Note what is done, look at the input if it is time to, and fill the queue up.
@@ -190,6 +211,8 @@ class Watcher:
         with ThreadPoolExecutor(16) as pool:
             new = [s for s, ready in zip(others, pool.map(self.committed, others), strict=True) if ready]
             for (_, f), planned in zip(new, pool.map(self.plan, new), strict=True):
+                if self.stop.asked:  # a backlog may be large
+                    break
                 self.planned[f.url] = planned = self._without_namesakes(planned, owners)
                 owners.update((s.name, s.url) for s in planned)
                 self.waiting += [s for s in planned if not (s.name in self.entries and self.entries[s.name].settles(s))]
@@ -285,6 +308,9 @@ class Watcher:
     def _check_lock(self) -> None:
         if self.invocation.lock:
             self.invocation.lock.check()
+
+    def _is_lost(self) -> bool:
+        return self.invocation.lock is not None and self.invocation.lock.lost
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

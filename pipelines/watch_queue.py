@@ -1,5 +1,5 @@
 """The queue by which a pipeline that keeps running gets its splits: small files in the output, which Beam's `Watch`
-looks for. Imports map_splits, splits, storage, beam.
+looks for. Imports map_splits, splits, storage, transient, beam.
 
 A queue is open while its file `<id>.open` is there; each split in it is a file `<id>-<number>.json`, which the
 launcher writes, and the worker removes that has committed the split. A pipeline whose queue is closed, or was cleared
@@ -10,6 +10,7 @@ its workers are.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pipelines import storage
 from pipelines.map_splits import RunSplit
 from pipelines.splits import Split
 from pipelines.stage import Stage
+from pipelines.transient import StorageError
 
 AHEAD = 1000  # splits that are in a queue at most
 
@@ -77,9 +79,14 @@ def _remove_folder(output: str) -> None:
 def poll(queue: str) -> PollResult[str]:
     """The files of the splits in the queue (its URL); the last of them once it is closed.
 
-    A split's event time is its number, in seconds: all that `Watch` need remember are the last of them.
+    A split's event time is its number, in seconds: all that `Watch` need remember are the last of them. A store that
+    does not answer is asked again at the next poll.
     """
-    found = [u for u in storage.list_files(queue.rpartition("/")[0], "") if u.startswith(queue)]
+    try:
+        found = [u for u in storage.list_files(queue.rpartition("/")[0], "") if u.startswith(queue)]
+    except StorageError as e:
+        logging.getLogger(__name__).warning("the queue is looked at again: %s", e)
+        return PollResult.incomplete([])
     numbered = [TimestampedValue(u, int(u[len(queue) + 1 : -len(".json")])) for u in found if u.endswith(".json")]
     return PollResult.incomplete(numbered) if f"{queue}.open" in found else PollResult.complete(numbered)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tokzip_core.blob import decode, encode
 from tokzip_core.codebook import train
 from tokzip_core.codecs import codecs as codec_names
-from tokzip_core.columns import Column, Int64s, arrays, token_column
+from tokzip_core.columns import Column, Int64s, numbered, token_column
 from tokzip_core.errors import InvalidTokensError, TokzipError
 
 PREFERENCES = {
@@ -166,7 +166,7 @@ def sample(tokens: Any, most: int) -> tuple[pa.ListArray, pa.ListArray, int]:
 
     Both are runs of neighbouring rows from all over the corpus; null rows are left out. Raises InvalidTokensError.
     """
-    columns = [token_column(array) for array in arrays(tokens)]
+    columns = [token_column(array, first) for first, array in numbered(tokens)]
     total = sum(int((c.ends - c.starts).sum()) for c in columns)
     training, held_out = _runs(columns, total, most)
     if not len(training.flatten()) or not len(held_out.flatten()):  # rows are few or long: the last are held out

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tokzip_core.checksum import NAME, append_checksums, strip_checksums
 from tokzip_core.codebook import Codebook
-from tokzip_core.columns import Column, arrays, blob_column, token_column, variable_array
+from tokzip_core.columns import Column, blob_column, numbered, token_column, variable_array
 from tokzip_core.errors import CorruptBlobError, InvalidTokensError, TokzipError, UnknownCodebookError
 
 
@@ -24,15 +24,23 @@ class TokenBlobArray(pa.ExtensionArray):  # type: ignore[misc]
 class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
     """Arrow extension type `tokzip.token_blob` over binary: one row, one blob. Registered when tokzip is imported.
 
-    Equal types read alike: same codec and version, same codebook (by id), each blob ending in a checksum or not.
+    Equal types read alike: same codec and version, same codebook (by id), each blob ending in a checksum or not. Others
+    (Polars) may hand the blobs back as large_binary.
     """
 
-    def __init__(self, codec: str, version: int, codebook_id: str, checksum: bool = False) -> None:
+    def __init__(
+        self,
+        codec: str,
+        version: int,
+        codebook_id: str,
+        checksum: bool = False,
+        storage_type: pa.DataType = pa.binary(),  # noqa: B008 (immutable)
+    ) -> None:
         self.codec = codec
         self.version = version
         self.codebook_id = codebook_id
         self.checksum = checksum
-        super().__init__(pa.binary(), "tokzip.token_blob")
+        super().__init__(storage_type, "tokzip.token_blob")
 
     def __arrow_ext_serialize__(self) -> bytes:
         fields = {"codebook": self.codebook_id, "codec": self.codec, "version": self.version}
@@ -49,14 +57,14 @@ class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
                 raise ValueError(f"a checksum {fields['checksum']!r}; this version of tokzip knows {NAME!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise TokzipError(f"the metadata of type tokzip.token_blob cannot be read: {error!r}") from error
-        if storage_type != pa.binary():
-            raise TokzipError(f"type tokzip.token_blob is stored as binary, found {storage_type}")
-        return cls(codec, version, codebook, "checksum" in fields)
+        if storage_type not in (pa.binary(), pa.large_binary()):
+            raise TokzipError(f"type tokzip.token_blob is stored as binary or large_binary, found {storage_type}")
+        return cls(codec, version, codebook, "checksum" in fields, storage_type)
 
     def __arrow_ext_class__(self) -> type[TokenBlobArray]:
         return TokenBlobArray
 
-    def __reduce__(self) -> tuple[Any, tuple[str, int, str, bool]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, int, str, bool, pa.DataType]]:
         return TokenBlobType, self._parts
 
     # pyarrow's own would call columns of different codebooks equal, and put them together.
@@ -70,8 +78,8 @@ class TokenBlobType(pa.ExtensionType):  # type: ignore[misc]
         return hash(self._parts)
 
     @property
-    def _parts(self) -> tuple[str, int, str, bool]:
-        return self.codec, self.version, self.codebook_id, self.checksum
+    def _parts(self) -> tuple[str, int, str, bool, pa.DataType]:
+        return self.codec, self.version, self.codebook_id, self.checksum, self.storage_type
 
 
 pa.register_extension_type(TokenBlobType("", 0, ""))
@@ -87,12 +95,12 @@ def encode(tokens: Any, codebook: Codebook, checksum: bool = False) -> TokenBlob
     """
     kind = _type(codebook.codec, codebook.version, codebook.id, checksum)
     parts = []
-    for array in arrays(tokens):
-        column = token_column(array, check=not codebook._codec.checks_ids)
+    for first, array in numbered(tokens):
+        column = token_column(array, first, check=not codebook._codec.checks_ids)
         try:
             data, ends = codebook._codec.encode(column, codebook._tables)
         except InvalidTokensError:
-            token_column(array)  # names the row
+            token_column(array, first)  # names the row
             raise
         if checksum:
             data, ends = append_checksums(data, ends, column.valid)
@@ -111,6 +119,8 @@ def decode(blobs: pa.Array | pa.ChunkedArray, codebook: Codebook, checksum: bool
     """
     if isinstance(blobs, pa.ChunkedArray):
         blobs = blobs.chunk(0) if blobs.num_chunks == 1 else blobs.combine_chunks()
+    if not isinstance(blobs, pa.Array):
+        raise CorruptBlobError(f"expected an Arrow column of token blobs, got {type(blobs).__name__}")
     column = blob_rows(blobs, codebook, checksum)
     tokens, ends = codebook._codec.decode(column, codebook._tables)
     return variable_array(pa.list_(pa.int32()), ends, tokens, column.valid)
@@ -130,10 +140,10 @@ def blob_rows(blobs: pa.Array, codebook: Codebook, checksum: bool = False) -> Co
 
 @contextmanager
 def naming(rows: Any, where: str = "") -> Iterator[None]:
-    """What decodes under this names a bad row by its number in `rows` (a range or an array), after `where`."""
+    """What codes under this names a bad row by its number in `rows` (a range or an array), after `where`."""
     try:
         yield
-    except CorruptBlobError as error:
+    except (CorruptBlobError, InvalidTokensError) as error:
         found = re.match(r"row (\d+)(.*)", str(error))
         fault = f"row {rows[int(found[1])]}{found[2]}" if found else str(error)
-        raise CorruptBlobError(where + fault) from None
+        raise type(error)(where + fault) from None

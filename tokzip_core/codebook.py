@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 from tokzip_core.codecs import get_codec
-from tokzip_core.columns import arrays, token_column
+from tokzip_core.columns import numbered, token_column
 from tokzip_core.errors import CorruptCodebookError, TokzipError
 
 MAGIC = b"TKZC"
@@ -95,8 +95,8 @@ class Trainer:
 
     def add(self, tokens: Any) -> Trainer:
         """Count the rows of an Arrow array of integer lists, a ChunkedArray, or an iterable of them."""
-        for array in arrays(tokens):
-            self._model.add(token_column(array))
+        for first, array in numbered(tokens):
+            self._model.add(token_column(array, first))
         return self
 
     def merge(self, other: Trainer) -> Trainer:

@@ -63,8 +63,16 @@ def arrays(tokens: Any) -> Iterator[pa.Array]:
         raise InvalidTokensError(f"expected an Arrow array of integer lists, got {type(tokens).__name__}")
 
 
-def token_column(array: pa.Array, check: bool = True) -> Column:
-    """`array` (lists of any integer type) as a Column of uint32 ids.
+def numbered(tokens: Any) -> Iterator[tuple[int, pa.Array]]:
+    """Each of `arrays`, and the number of its first row in all of them."""
+    first = 0
+    for array in arrays(tokens):
+        yield first, array
+        first += len(array)
+
+
+def token_column(array: pa.Array, first: int = 0, check: bool = True) -> Column:
+    """`array` (lists of any integer type), whose rows are numbered from `first`, as a Column of uint32 ids.
 
     Raises InvalidTokensError for another type, a null item in a row, or an id outside 0 … 2^31 - 1; without `check`,
     such an id of 32 bits is let through as a value over 2^31 - 1.
@@ -88,7 +96,7 @@ def token_column(array: pa.Array, check: bool = True) -> Column:
         ends = np.where(valid, ends, starts)
     items = items.slice(begin, end - begin)
     if items.null_count:
-        _refuse(np.asarray(items.is_null()), starts, ends, "has a null item")
+        _refuse(np.asarray(items.is_null()), starts, ends, first, "has a null item")
         items = items.fill_null(0)
     values = items.to_numpy()
     # Seen as unsigned, a negative id is over MAX_ID; for this one look, all of the column comes from memory.
@@ -96,17 +104,17 @@ def token_column(array: pa.Array, check: bool = True) -> Column:
         (check or values.itemsize > 4) and values.view(f"u{values.itemsize}").max(initial=0) > MAX_ID
     )
     if wide:
-        _refuse(values < 0, starts, ends, "has a negative id")
-        _refuse(values > MAX_ID, starts, ends, f"has an id over {MAX_ID}")
+        _refuse(values < 0, starts, ends, first, "has a negative id")
+        _refuse(values > MAX_ID, starts, ends, first, f"has an id over {MAX_ID}")
     tokens = values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32, copy=False)
     return Column(read_only(tokens), starts, ends, valid)
 
 
-def _refuse(bad: Bools, starts: Int64s, ends: Int64s, fault: str) -> None:
+def _refuse(bad: Bools, starts: Int64s, ends: Int64s, first: int, fault: str) -> None:
     before = np.concatenate(([0], np.cumsum(bad)))
     rows = np.flatnonzero(before[ends] > before[starts])  # what lies under a null row is nobody's
     if rows.size:
-        raise InvalidTokensError(f"row {rows[0]} {fault}")
+        raise InvalidTokensError(f"row {first + rows[0]} {fault}")
 
 
 def blob_column(array: pa.Array) -> Column:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -83,7 +84,7 @@ def blob_chunks(fs: Any, path: str, column: str) -> tuple[Codebook, Iterator[Col
 
     def chunks() -> Iterator[Column]:
         row = 0
-        with fs.open(path, "rb") as file:
+        with fs.open(path, "rb") as file, _naming_file(path):
             source = pq.ParquetFile(file, page_checksum_verification=True)
             for batch in source.iter_batches(columns=[column], use_threads=False):
                 with naming(range(row, row + len(batch)), f"{path}: "):
@@ -103,7 +104,7 @@ def file_codebook(source: str | PathLike[str], column: str = "tokens") -> Codebo
     from fsspec.core import url_to_fs
 
     fs, path = url_to_fs(str(source))
-    with fs.open(path, "rb") as file:
+    with fs.open(path, "rb") as file, _naming_file(path):
         metadata = pq.read_metadata(file)
     return _codebook_of(fs, path, metadata, column)
 
@@ -119,7 +120,7 @@ def _codebook_of(fs: Any, path: str, metadata: Any, column: str) -> Codebook:
 def _read_file(fs: Any, path: str, columns: list[str] | None, filters: Any) -> pa.Table:
     import pyarrow.parquet as pq
 
-    with fs.open(path, "rb") as file:
+    with fs.open(path, "rb") as file, _naming_file(path):
         # One thread: when Python ends, a thread of Arrow's pool that still holds our extension type aborts the process.
         table = pq.read_table(
             file, columns=columns, filters=filters, use_threads=False, page_checksum_verification=True
@@ -137,6 +138,15 @@ def _read_file(fs: Any, path: str, columns: list[str] | None, filters: Any) -> p
             kind = pa.list_(pa.int32())
             table = table.set_column(i, field.with_type(kind), pa.chunked_array(decoded, kind))
     return table
+
+
+@contextmanager
+def _naming_file(path: str) -> Iterator[None]:
+    """What Arrow says of a file does not name it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _find(fs: Any, path: str, metadata: dict[bytes, bytes], codebook_id: str) -> Codebook:

@@ -6,15 +6,21 @@ No engine adds special tokens; all honour those written out in a text, as `token
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 
 from tokzip_core.errors import TokzipError
 
 Engine = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+PIECE = 1 << 18  # bytes of a text that `in_pieces` cuts
+_PIECES = 8  # that an engine is given at once: it may have a core for each
+_CUT = re.compile(rb"[0-9A-Za-z] (?=[0-9A-Za-z])")
 
 
 class EngineError(TokzipError):
@@ -60,3 +66,44 @@ ENGINES: dict[str, Callable[[str], Engine]] = {
     "gigatoken": gigatoken,
     "huggingface": huggingface,
 }
+
+
+def takes_words_alone(tokenizer_json: str) -> bool:
+    """Whether a text has the ids of its parts, one after the other, where it is cut at a space between two letters or
+    digits of ASCII: so it is with WordPiece after BERT's normalizer and pre-tokenizer, which look at no more than a
+    word or a run of characters beyond ASCII (accents), unless an added token has a space in it."""
+    parts = json.loads(tokenizer_json)
+    kinds = [(parts.get(part) or {}).get("type") for part in ("model", "pre_tokenizer", "normalizer")]
+    return kinds in (
+        ["WordPiece", "BertPreTokenizer", "BertNormalizer"],
+        ["WordPiece", "BertPreTokenizer", None],
+    ) and not any(c.isspace() for token in parts.get("added_tokens") or () for c in token["content"])
+
+
+def in_pieces(engine: Engine, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """What `engine` gives for the texts, of a tokenizer that `takes_words_alone`; a long text is never in memory whole
+    but once: as a `str` and in an engine it would be several times."""
+    pa.default_memory_pool().release_unused()  # what reading a long row has taken, in forms of before
+    data, bounds = memoryview(texts.buffers()[2]), np.frombuffer(texts.buffers()[1], np.int32)
+    bounds = bounds[texts.offset : texts.offset + len(texts) + 1]
+    ids = np.empty(int(bounds[-1] - bounds[0]), np.uint32)  # pages that are never written cost nothing
+    at, offsets = 0, [0]
+    for row in pairwise(bounds.tolist()):
+        cuts = _cuts(data, *row)
+        for i in range(0, len(cuts) - 1, _PIECES):
+            pieces = [str(data[a:b], "utf-8") for a, b in pairwise(cuts[i : i + _PIECES + 1])]
+            found, _ = engine(pieces)
+            if at + len(found) > len(ids):  # more than one a byte
+                ids.resize(2 * (at + len(found)), refcheck=False)
+            ids[at : at + len(found)] = found
+            at += len(found)
+        offsets.append(at)
+    return ids[:at], np.array(offsets, np.int64)
+
+
+def _cuts(data: memoryview, begin: int, end: int) -> list[int]:
+    """Where the text `data[begin:end]` begins, may be cut every PIECE bytes or a little later, and ends."""
+    cuts = [begin]
+    while found := _CUT.search(data, cuts[-1] + PIECE, end):
+        cuts.append(found.end())
+    return [*cuts, end]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from huggingface_hub import hf_hub_download
 
@@ -22,6 +23,7 @@ from pipelines.tokenizing.vocabulary import vocabulary_digest
 ENGINES = ("auto", *engines.ENGINES)
 _PROBE_ROWS = 32
 _PROBE_BYTES = 16_384
+_LONG = 16 << 20  # bytes of a block that has long rows
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +84,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(tokenizer_json.encode()).hexdigest()
         self.vocabulary = vocabulary_digest(tokenizers.Tokenizer.from_str(tokenizer_json))
         self._json = tokenizer_json
+        self._takes_words_alone = engines.takes_words_alone(tokenizer_json)
         self._reference = engines.huggingface(tokenizer_json)
         self._lock = threading.Lock()
         self._fast = [engine] if engine not in ("auto", "huggingface") else list(ENGINES[1:-1])
@@ -135,7 +138,10 @@ class Tokenizer:
         """Token ids without special tokens, list<int32>, of a text column without nulls."""
         if len(texts) == 0:
             return pa.array([], pa.list_(pa.int32()))
-        ids, offsets = self._engine(texts.to_pylist())
+        if self._takes_words_alone and texts.nbytes > _LONG:
+            ids, offsets = engines.in_pieces(self._engine, texts)
+        else:
+            ids, offsets = self._engine(texts.to_pylist())
         if offsets[-1] > np.iinfo(np.int32).max or (len(ids) and ids.max() > np.iinfo(np.int32).max):
             raise InputError("a block holds more than 2^31 - 1 tokens, or an id above that")
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids.view(np.int32)))
@@ -144,6 +150,7 @@ class Tokenizer:
 def _probe_rows(texts: pa.StringArray) -> list[str]:
     """Rows spread over the block, of a bounded size together; of a long row, its beginning."""
     step = max(1, len(texts) // _PROBE_ROWS)
-    rows = texts.take(pa.array(range(0, len(texts), step))).to_pylist()
+    rows = range(0, len(texts), step)
     budget = max(256, _PROBE_BYTES // max(1, len(rows)))
-    return [r[:budget] for r in rows]
+    # A slice each: a scalar, or what is taken together, would be a copy of whole rows.
+    return [pc.utf8_slice_codeunits(texts[i : i + 1], 0, budget)[0].as_py() for i in rows]

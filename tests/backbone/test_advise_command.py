@@ -91,6 +91,22 @@ def test_advise_on_token_ids_plain_or_coded(
     assert "no file matches" in printed
 
 
+def test_advise_on_files_and_what_is_wrong_in_them(tmp_path: Path, command: Command, tokenizer_dir: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(texts("letters", 200, 0)))
+    out = ["--out", tmp_path / "advice"]
+    assert command("advise", tmp_path / "a.txt", "--tokenizer", tokenizer_dir, *out)[0] == 0
+    for i, rows in enumerate(([[1, 2]] * 50, [[1, 2]] * 70 + [[3, -4]])):
+        pq.write_table(pa.table({"tokens": rows}), tmp_path / f"{i}.parquet", row_group_size=25)
+    assert command("advise", tmp_path / "0.parquet", *out)[0] == 0
+    code, printed = command("advise", tmp_path / "0.parquet", tmp_path / "1.parquet", *out)
+    assert code == 1
+    assert f"{tmp_path}/1.parquet: row 70 has a negative id" in printed
+    pq.write_table(pa.table({"tokens": pa.array([[], None], pa.list_(pa.int32()))}), tmp_path / "none.parquet")
+    code, printed = command("advise", tmp_path / "none.parquet", *out)
+    assert code == 1
+    assert f"{tmp_path}/none.parquet: 0 rows with tokens" in printed
+
+
 def test_the_sample_is_bounded_and_the_corpus_is_estimated(
     tmp_path: Path, command: Command, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

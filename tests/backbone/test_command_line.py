@@ -34,7 +34,7 @@ def parse(*argv: str) -> options.Invocation:
         (["--qqqq"], "unknown option or argument --qqqq"),
         (["--codec", "zip"], "invalid choice: 'zip'"),
         (["--split-bytes", "12 parsecs"], "'12 parsecs' is no size"),
-        (["--workers", "two"], "invalid int value: 'two'"),
+        (["--workers", "two"], "'two' is not 1, 2, 3, …"),
     ],
 )
 def test_unknown_and_misspelt_options_are_refused_with_a_hint(argv: list[str], hint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from shards import bytes_below, parquet
 
 import tokzip_core as tz
-from pipelines import compress, job, lock, options, splits, storage, watch, watch_queue
+from pipelines import compress, embed, job, lock, options, splits, storage, watch, watch_queue
 from pipelines.compress_stage import CompressStage
 from pipelines.manifest import Manifest
 
@@ -322,3 +323,27 @@ def test_a_watch_that_ends_before_it_began_keeps_the_summary(
     assert compress.main([*argv, "--watch", "--runner=PrismRunner"]) == 3
     after = json.loads(summary.read_text())
     assert {**after, "finished": ""} == {**before, "finished": ""}
+
+
+def test_embed_takes_what_is_committed_only_from_a_folder_in_a_data_set_too(
+    bench: Any, tmp_path: Path, compress: Any
+) -> None:
+    for name in ("a", "sub/b", "sub/c", "sub/deep/d"):
+        parquet(tmp_path / "text" / f"{name}.parquet", ["text"])
+    made = compress(tmp_path / "text", output=tmp_path / "in")
+    home = Manifest(made.output)
+    home.claim({"stage": "compress"}, [])
+    for e in made.entries:
+        if e.name in ("sub/c.parquet", "sub/deep/d.parquet"):
+            os.unlink(home.place("manifest", f"{e.name}.json"))  # as a worker that is killed in between leaves them
+    parquet(tmp_path / "elsewhere" / "e.parquet", ["of no data set"])
+
+    def takes(folder: str) -> list[str]:
+        return [name for name, f in splits.find_shards([str(tmp_path / folder)]) if embed._is_committed((name, f))]
+
+    assert takes("in/sub") == ["b.parquet"]
+    assert takes("in/sub/deep") == []
+    assert takes("in") == ["a.parquet", "sub/b.parquet"]
+    assert takes("elsewhere") == ["e.parquet"]
+    shutil.copytree(tmp_path / "in", tmp_path / "both" / "first")
+    assert takes("both") == ["first/a.parquet", "first/sub/b.parquet"], "the data set is below the input"

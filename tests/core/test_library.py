@@ -67,6 +67,8 @@ def test_blobs_of_another_codebook() -> None:
         tz.decode(tz.encode(tokens_of(0), one), two)
     with pytest.raises(tz.CorruptBlobError, match="got int64"):
         tz.decode(pa.array([1]), one)
+    with pytest.raises(tz.CorruptBlobError, match="got list"):
+        tz.decode([b"1"], one)  # type: ignore[arg-type]
 
 
 def test_the_type_is_registered_and_survives_ipc_and_pickle() -> None:
@@ -80,6 +82,20 @@ def test_the_type_is_registered_and_survives_ipc_and_pickle() -> None:
     assert isinstance(read["tokens"].chunk(0), tz.TokenBlobArray)
     assert tz.decode(read["tokens"], codebook).equals(tokens_of(0))
     assert pickle.loads(pickle.dumps(batch.schema)) == batch.schema
+
+
+def test_blobs_that_come_back_as_large_binary() -> None:
+    """As Polars gives them."""
+    codebook = tz.train(tokens_of(0))
+    kind = tz.TokenBlobType("huffman", 1, codebook.id, storage_type=pa.large_binary())
+    large = tz.encode(tokens_of(0), codebook).storage.cast(pa.large_binary())
+    schema = pa.schema([pa.field("tokens", kind)])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.ExtensionArray.from_storage(kind, large)], schema))
+    read = pa.ipc.open_stream(sink.getvalue()).read_all()["tokens"]
+    assert read.type == kind != tz.TokenBlobType("huffman", 1, codebook.id)
+    assert tz.decode(read, codebook).equals(tokens_of(0))
 
 
 @pytest.mark.parametrize("bad", [b"", b"{}", b"[]", b'{"codec": 1, "version": 1, "codebook": ""}'])

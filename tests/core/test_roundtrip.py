@@ -119,6 +119,8 @@ def test_sizes_of_single_rows() -> None:
     ("tokens", "fault"),
     [
         (pa.array([[1], [2, -1]]), "row 1 has a negative id"),
+        (pa.chunked_array([pa.array([[1], [2]]), pa.array([[3], [-4]])]), "row 3 has a negative id"),
+        (pa.chunked_array([pa.array([[1], [2]]), pa.array([[2**31]])]), "row 2 has an id over 2147483647"),
         (pa.array([[1], None, [2**31]]), "row 2 has an id over 2147483647"),
         (pa.array([[2**63]], pa.list_(pa.uint64())), "row 0 has an id over 2147483647"),
         (pa.array([[1], [], [None]], LISTS), "row 2 has a null item"),

@@ -115,6 +115,40 @@ def test_a_model_that_expects_other_texts_is_told(tokens: Path, tiny_with_specia
     assert run(tokens, model, tmp_path / "out")[1]["texts_expected"] == ["lower case"]
 
 
+def test_tokens_of_another_vocabulary_are_refused_before_any_work(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(tiny_with_specials, tmp_path / "model")
+    parts = json.loads((other / "tokenizer.json").read_text())
+    ids = parts["model"]["vocab"]
+    first, second = sorted(ids, key=ids.__getitem__)[-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    (other / "tokenizer.json").write_text(json.dumps(parts))
+    assert run(tokens, other, tmp_path / "out")[0] == 1
+    assert "another vocabulary" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_token_file_is_named(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.jsonl").write_text('{"tokens": [1, 2]}\n')
+    shutil.copy(next(tokens.glob("*.parquet")), tmp_path / "mixed" / "b.parquet")
+    assert run(tmp_path / "mixed", tiny_with_specials, tmp_path / "out")[0] == 1
+    error = capsys.readouterr().err
+    assert "a.jsonl: " in error
+    assert "Traceback" not in error
+
+
+def test_the_output_of_both_stages_is_taken_for_its_tokens(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "both").mkdir()
+    shutil.copytree(tokens, tmp_path / "both" / "tokens")
+    assert run(tmp_path / "both", tiny_with_specials, tmp_path / "out")[1]["rows_out"] == 100
+
+
 def test_dimensions_that_the_model_lacks_are_refused_before_any_work(
     tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

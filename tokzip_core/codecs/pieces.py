@@ -23,14 +23,19 @@ class Room:
     """An array in memory from Arrow's pool, which keeps what is given back: fresh pages would cost more than coding."""
 
     def __init__(self, dtype: Any, size: int) -> None:
-        self.dtype = np.dtype(dtype)
-        self._buffer = pa.allocate_buffer(0, resizable=True)
-        self.resize(size)
+        self.dtype, self.size = np.dtype(dtype), size
+        self._buffer = pa.allocate_buffer(size * self.dtype.itemsize, resizable=True)
 
-    def resize(self, size: int) -> None:
-        """Keep the first `size` items, or have room for as many; no array of before may be used again."""
+    def cut(self, size: int) -> None:
+        """Keep the first `size` items alone; no array of before may be used again."""
         self.size = size
         self._buffer.resize(size * self.dtype.itemsize, shrink_to_fit=False)
+
+    def grown(self, size: int, kept: int) -> Room:
+        """Room for `size` items, the first `kept` of them as here: what was not written to costs no memory so."""
+        room = Room(self.dtype, size)
+        room.array()[:kept] = self.array()[:kept]
+        return room
 
     def array(self) -> Any:
         return np.frombuffer(self._buffer, self.dtype)
@@ -55,12 +60,12 @@ def encode_pieces(
         run = slice(row, last)
         room = size + int(column.ends[last - 1] - starts[row]) * bytes_a_token + (last - row + 1) * PADDING
         if out.size < room:
-            out.resize(room + out.size // 2)
+            out = out.grown(room + out.size // 2, size)
         write(starts[run], column.ends[run], out.array()[size:], ends[run])
         if size:
             ends[run] += size
         row, size = last, int(ends[last - 1])
-    out.resize(size)
+    out.cut(size)
     return out.array(), ends
 
 
@@ -94,6 +99,6 @@ def decode_pieces(
         ends[rows.start : row] += size
         size = int(ends[row - 1]) if row else 0
         if fault == FULL:
-            out.resize(2 * out.size + 1024)
-    out.resize(size)
+            out = out.grown(2 * out.size + 1024, size)
+    out.cut(size)
     return out.array(), ends

@@ -8,6 +8,7 @@ import numpy as np
 
 from tokzip_core.columns import Column, Int64s
 
+_AT_ONCE = 1 << 20  # numpy counts in 8 bytes an id
 _DENSE = 1 << 22  # below this, counting in an array by id is faster than sorting
 
 
@@ -23,6 +24,10 @@ class Order0:
 
     def count(self, ids: Any) -> None:
         """Count each of `ids`."""
+        for at in range(0, ids.size, _AT_ONCE):
+            self._count(ids[at : at + _AT_ONCE])
+
+    def _count(self, ids: Any) -> None:
         large = ids >= _DENSE
         if large.any():
             self.add_counts(*np.unique(ids[large], return_counts=True))
