@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from pipelines.inference.rows import Rows
 from pipelines.inference.settings import Settings
 
-FORMAT = "tokzip embedding 2"
+FORMAT = "tokzip embedding 3"
 # Fields of a configuration that say where a model comes from or how it is trained, not what it computes.
 _WITHOUT_EFFECT = {
     "_name_or_path",

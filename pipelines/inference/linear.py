@@ -1,4 +1,4 @@
-"""Linear layers laid out once for the processor, and what their matrix products alone cost. Imports torch.
+"""Linear layers laid out once for the processor; what their bare products cost. Imports torch, transformers.
 
 oneDNN multiplies by a weight in blocks of its own; given a plain matrix it rearranges, or multiplies slower, at
 every call. (What torch.compile's inductor does to frozen weights, without compiling anything.)
@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 
 # oneDNN, and torch's layer over it, each keep what they made ready for the last 1,024 shapes of matrices, about 1 MB a
 # shape in bf16: rows of all lengths fill that with over 1 GB. A batch has some 100 shapes, which its layers share. They
@@ -28,11 +31,17 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features = layer.in_features
         self.bias = layer.bias
+        self.gelu = False  # of every output, while it is still in the processor's cache
         # Opaque, so neither parameter nor buffer: nothing may convert, move or save it.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), tokens)
         self(layer.weight.new_zeros(1, self.in_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        then = ("gelu", [], "none") if self.gelu else ("none", [], "")
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *then)
+        return y
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 
@@ -42,21 +51,57 @@ def prepack(network: nn.Module, tokens: int) -> bool:
 
     Nothing is replaced then. Subclasses of nn.Linear are left as they are: others may read their weights.
     """
-    made: dict[int, PackedLinear] = {}
-    places = [(name, m) for name, m in network.named_modules(remove_duplicate=False) if type(m) is nn.Linear]
+    layers = [m for m in network.modules() if type(m) is nn.Linear]
+    if any(layer.weight.device.type != "cpu" for layer in layers):
+        return False
     try:
         with torch.inference_mode():
-            for _, layer in places:
-                if layer.weight.device.type != "cpu":
-                    return False
-                if id(layer) not in made:
-                    made[id(layer)] = PackedLinear(layer, tokens)
+            made: dict[nn.Module, nn.Module] = {layer: PackedLinear(layer, tokens) for layer in layers}
     except (AttributeError, RuntimeError):  # torch has no such operator; oneDNN has no kernel for this processor
         return False
-    for name, layer in places:
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, made[id(layer)])
+    _replace(network, made)
     return bool(made)
+
+
+def _replace(network: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put others in the places, one or more, of modules of the network."""
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in others:
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, others[module])
+
+
+def fuse_gelu(network: nn.Module, run: Callable[[], np.ndarray]) -> None:
+    """Have each `PackedLinear` whose output goes to a GELU module, and always to the same, apply that itself.
+
+    run: a call of the network. It shows which output goes where; that nothing else reads an output before its GELU is
+    seen in that the results stay what they were, else nothing is fused.
+    """
+    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+    watched = [m for m in network.modules() if isinstance(m, PackedLinear) or _is_gelu(m)]
+    hooks = [m.register_forward_hook(lambda m, inputs, output: calls.append((m, inputs[0], output))) for m in watched]
+    try:
+        before = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    times = Counter(module for module, _, _ in calls)
+    followed = Counter((a, b) for (a, _, made), (b, given, _) in pairwise(calls) if given is made and _is_gelu(b))
+    fused = [(a, b) for (a, b), n in followed.items() if isinstance(a, PackedLinear) and times[a] == n == times[b]]
+    identities = {activation: nn.Identity() for _, activation in fused}
+    for layer, _ in fused:
+        layer.gelu = True
+    _replace(network, identities)
+    nearly = 16 * torch.finfo(next(network.parameters()).dtype).eps
+    if not np.linalg.norm(run() - before) <= nearly * np.linalg.norm(before):
+        for layer, _ in fused:
+            layer.gelu = False
+        _replace(network, {identity: activation for activation, identity in identities.items()})
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """The exact one, by the error function."""
+    return isinstance(module, GELUActivation) or (isinstance(module, nn.GELU) and module.approximate == "none")
 
 
 def bare_seconds(network: nn.Module, run: Callable[[], object], rounds: int = 3) -> float:
@@ -81,18 +126,19 @@ def bare_seconds(network: nn.Module, run: Callable[[], object], rounds: int = 3)
     for (layer, shape, dtype), times in calls.items():
         x = torch.randn(shape).to(next(network.parameters()).device, dtype)
         with torch.inference_mode():
-            kind = (tuple(shape), layer(x).shape[-1])
+            product = layer.product if isinstance(layer, PackedLinear) else layer
+            kind = (tuple(shape), product(x).shape[-1])
             if kind not in seconds:
-                seconds[kind] = min(_seconds(layer, x) for _ in range(rounds))
+                seconds[kind] = min(_seconds(product, x) for _ in range(rounds))
         total += times * seconds[kind]
     return total
 
 
-def _seconds(layer: nn.Module, x: torch.Tensor) -> float:
+def _seconds(product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    layer(x)
+    product(x)
     if x.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

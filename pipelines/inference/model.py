@@ -47,12 +47,13 @@ def load_model(
     Raises ModelError.
     """
     _check_options(batch_tokens, precision)
+    folder = transformer_folder(name)
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         network, report = AutoModel.from_pretrained(
             name,
-            subfolder=transformer_folder(name),
+            subfolder=folder,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -253,18 +254,26 @@ class EmbeddingModel:
     def _settle(self, precision: str, rows: Rows | None) -> tuple[str, float | None]:
         """Bring the network to the precision asked for; that one, and the lowest cosine found against fp32."""
         if precision == "fp32" or (precision == "auto" and not has_bf16(self.network.device.type)):
-            self.prepacked = linear.prepack(self.network, self.batch_tokens)
+            self.prepacked = self._prepack()
             return "fp32", None
         expected = None if rows is None else self.embed(rows)
         exact_network = copy.deepcopy(self.network) if precision == "auto" else None
         _to_bf16(self.network)
-        self.prepacked = linear.prepack(self.network, self.batch_tokens)
+        self.prepacked = self._prepack()
         cosine = None if expected is None else _lowest_cosine(self.embed(rows), expected)
         if exact_network is None or cosine >= LEAST_COSINE:
             return "bf16", cosine
         self.network = exact_network
-        self.prepacked = linear.prepack(self.network, self.batch_tokens)
+        self.prepacked = self._prepack()
         return "fp32", cosine
+
+    def _prepack(self) -> bool:
+        prepacked = linear.prepack(self.network, self.batch_tokens)
+        if prepacked:
+            rows = self._made_up_rows()
+            with torch.inference_mode():
+                linear.fuse_gelu(self.network, lambda: self._pooled(rows, self.packed))
+        return prepacked
 
     def _is_exact(self, rows: Rows) -> bool:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Many rows as one sequence through an unmodified model, without padding. Imports torch, transformers.
+"""Many rows as one sequence through an unmodified model, without padding. Imports softmax, torch, transformers.
 
 transformers lets an attention function be registered under a name of one's own (`AttentionInterface`) and
 hands it the extra keywords of the model's call. So all rows of a batch go in as one `[1, tokens]` sequence
@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from pipelines.inference import softmax
 from pipelines.inference.rows import Rows
 
 try:
@@ -90,10 +91,10 @@ def _attend_equal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: floa
     if length > _LONGEST_PRODUCT or q.is_cuda:
         return scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden, scale=scale)
     q, k, v = (x.reshape(n * heads, length, dim) for x in (q, k, v))
-    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale * softmax.LOG2_E)
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
-    return torch.bmm(scores.softmax(-1), v).view(n, heads, length, dim)
+    return torch.bmm(softmax.softmax2(scores), v).view(n, heads, length, dim)
 
 
 AttentionInterface.register(ATTENTION, attend)
