@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,41 +29,48 @@ _ROWS_AT_ONCE = 8192
 class CachedEncoder:
     """A model behind a cache. Safe to share between threads.
 
-    model: an `EmbeddingModel`, or the name or folder of one. cache: `memory:256MB,disk:PATH:20GB`, `none`, or
-    an open cache. cache_values: how vectors are stored in it, one of `tokzip_core.cache.CODINGS`; with a lossy
-    coding, rows computed now come out as the cache will give them. `stats` sums up since the start what `encode`
-    reports a call: rows, rows_folded (equal to another of the same call), rows_truncated, rows_windowed,
-    cache_hits.<layer>, rows_computed, tokens_computed, seconds.lookup, seconds.model, and what `VectorCache.put`
-    and `VectorCache.events` tell.
+    model: an `EmbeddingModel` (`load_model` has the options), or the name or folder of one. cache:
+    `memory:256MB,disk:PATH:20GB`, `none`, or an open cache. cache_values: how vectors are stored in it, one of
+    `tokzip_core.cache.CODINGS`; with a lossy coding, rows computed now come out as the cache will give them.
+    Raises ModelError. `stats` sums up since the start what `encode` reports a call: rows, rows_folded (equal to
+    another of the same call), rows_truncated, rows_windowed, cache_hits.<layer>, rows_computed, tokens_computed,
+    seconds.lookup, seconds.model, and what `VectorCache.put` and `VectorCache.events` tell.
     """
 
     def __init__(
         self,
-        model: EmbeddingModel | str,
+        model: EmbeddingModel | str | os.PathLike[str],
         cache: LayeredCache | CacheSpec | str = "none",
         cache_values: str = "lossless",
     ) -> None:
+        if not isinstance(model, EmbeddingModel | str | os.PathLike):
+            raise TypeError(f"model: expected an EmbeddingModel, or the name or folder of one, got {model!r:.60}")
         spec = parse_cache_spec(cache) if isinstance(cache, str) else cache
         self.cache = VectorCache(spec if isinstance(spec, LayeredCache) else spec.open(), cache_values)
-        self.model = load_model(model) if isinstance(model, str) else model
+        self.model = model if isinstance(model, EmbeddingModel) else load_model(os.fspath(model))
         self.stats = Stats()
         self._lock = threading.Lock()
         self._own_tokenizer: Tokenizer | None = None
+        self._closed = False
 
     def encode(
         self,
-        rows: pa.Array | pa.ChunkedArray | Sequence[Any] | Rows,
+        rows: pa.Array | pa.ChunkedArray | Iterable[Any] | Rows,
         stats: Stats | None = None,
         codebook: tz.Codebook | None = None,
     ) -> np.ndarray:
         """Vectors, float32 `[rows, dimension]`, in the order of the rows.
 
-        rows: token ids without special tokens, as lists, numpy arrays or an Arrow column; token blobs and their
-        `codebook`; or texts, for the model's own tokenizer, with the model's default prompt and in lower case where
-        sentence-transformers would have it so.
-        Raises InvalidTokensError, before anything is computed, for a null row or one that the model refuses, and for a
-        text that is not in a list.
+        rows: an Arrow column or any iterable (list, numpy array, pandas Series, generator …) of token ids without
+        special tokens; of token blobs, with their `codebook` (bare bytes: those without row checksums); or of texts,
+        for the model's own tokenizer, with the model's default prompt and in lower case where sentence-transformers
+        would have it so.
+        Raises, before anything is computed, InvalidTokensError for what is none of these, a null row, one of another
+        kind or one that the model refuses; what `tokzip_core.decode` raises for blobs; ModelError or InputError for
+        texts where the model has no tokenizer; ValueError after `close`.
         """
+        if self._closed:
+            raise ValueError("the encoder is closed")
         rows = self._tokens(rows, codebook)
         if refused := self.model.refused(rows):
             raise InvalidTokensError(f"row {min(refused)}: {refused[min(refused)]}")
@@ -80,27 +88,20 @@ class CachedEncoder:
         return out
 
     def _tokens(self, rows: Any, codebook: tz.Codebook | None) -> Rows:
+        rows = ragged.from_any(rows)
         if isinstance(rows, Rows):
             return rows
-        if isinstance(rows, str):  # itself a sequence of texts, one a letter
-            raise InvalidTokensError(f"expected a sequence of rows, got one text: {rows!r:.60}")
-        if isinstance(rows, Sequence) and len(rows) and isinstance(rows[0], str):
-            rows = pa.array(rows, pa.string())
-        if not isinstance(rows, pa.Array | pa.ChunkedArray):
-            return ragged.from_sequences(rows)
-        if isinstance(rows, pa.ChunkedArray):
-            rows = rows.combine_chunks()
-        if rows.null_count:
-            raise InvalidTokensError(f"row {np.flatnonzero(rows.is_null())[0]}: null tokens")
-        if isinstance(rows.type, tz.TokenBlobType):
-            if codebook is None:
-                raise InvalidTokensError(f"token blobs are read with their codebook, {rows.type.codebook_id}")
-            rows = tz.decode(rows, codebook)
-        elif pa.types.is_string(rows.type) or pa.types.is_large_string(rows.type):
+        if not ragged.is_blobs(rows.type):
             if (settings := self.model.settings).expected_texts:
                 rows = pa.array(settings.prepared(rows.to_pylist()), pa.string())
-            rows = self._tokenizer().encode(rows)
-        return ragged.from_arrow(rows)
+            tokenizer = self._tokenizer()
+            if len(rows):
+                tokenizer.probe(rows)
+            return ragged.from_arrow(tokenizer.encode(rows))
+        if codebook is None:
+            which = f", {rows.type.codebook_id}" if isinstance(rows.type, tz.TokenBlobType) else ""
+            raise InvalidTokensError(f"token blobs are read with their codebook{which}: pass it as `codebook`")
+        return ragged.from_arrow(tz.decode(rows, codebook))
 
     def _tokenizer(self) -> Tokenizer:
         """The model's own, the very one that stage 1 runs."""
@@ -149,5 +150,6 @@ class CachedEncoder:
         self.cache.flush()
 
     def close(self) -> None:
-        """Close the cache."""
+        """Close the cache, which writes what it holds back. Nothing can be encoded any more."""
+        self._closed = True
         self.cache.close()

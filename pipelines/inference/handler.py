@@ -14,7 +14,7 @@ from pipelines.inference.model import load_model
 
 
 class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
-    """Examples are sequences of token ids without special tokens (lists, numpy arrays, Arrow list scalars).
+    """Examples are sequences of token ids without special tokens (lists, numpy arrays, Arrow list scalars), or texts.
 
     Each becomes a `PredictionResult` whose inference is the row's vector, float32 `[dimension]`, in the same
     order. The options are those of `load_model`, but `calibration`, and of `CachedEncoder`; others go to Beam's
