@@ -151,7 +151,7 @@ class EmbedWork(Work):
     def notes(self) -> dict[str, str]:
         expected = self.model.settings.expected_texts  # whether the tokens are of such texts, nobody can tell
         return {
-            "batches": "packed" if self.model.packed else "padded",
+            "batches": self.model.batches,
             "exact": str(self.model.exact).lower(),
             "linear": "prepacked" if self.model.prepacked else "plain",
             **({"texts_expected": expected} if expected else {}),

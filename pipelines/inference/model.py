@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +25,7 @@ LEAST_COSINE = 0.9998
 # How far the packed path may be from the plain one, per element, for vectors of elements up to 1.
 TOLERANCE = 1e-5
 _CALIBRATION_TOKENS = 1024
+_SHARED_ELEMENTS = 1 << 16  # twice what torch leaves to one thread
 _log = logging.getLogger(__name__)
 # One computation at a time in a process: each takes all its cores, and sets torch's number of threads meanwhile.
 _computing = threading.Lock()
@@ -121,10 +122,10 @@ class EmbeddingModel:
     compared as well where there is a calibration.
 
     `fingerprint` names everything that a vector depends on. `precision` is the one taken, and `cosine` the
-    lowest that was found (None where nothing was compared). `packed`: rows go through without padding; a
-    model that gives other vectors that way (tried at load) gets padded batches. `prepacked`: linear layers in
-    the processor's own layout. `exact`: on the rows tried at load, a vector had the same bits alone and among
-    others.
+    lowest that was found (None where nothing was compared). `batches`, as tried at load: "packed", rows of any length
+    without padding; for a model that gives other vectors that way, "padded"; where those differ too (the model reads
+    the padding), rows of "equal length" alone. `prepacked`: linear layers in the processor's own layout. `exact`:
+    packed, and of the rows tried at load each had the same bits alone and among others.
     """
 
     def __init__(
@@ -145,13 +146,19 @@ class EmbeddingModel:
         self.dimension = int(network.config.hidden_size)
         self.vocabulary_size = int(network.get_input_embeddings().num_embeddings)
         made_up = self._made_up_rows()
-        self.packed = self._try_packed(made_up)
+        self.batches = self._try_batches(made_up)
+        self.exact, self._shared = False, True  # whether several threads may share a batch
         sample = made_up if precision == "auto" else None
         if calibration is not None:
             sample = self._sample(calibration)
         self.precision, self.cosine = self._settle(precision, sample)
         self.fingerprint = identity.fingerprint(described, self.precision)
-        self.exact = self.packed and self._is_exact(made_up)
+        if self.packed:
+            self.exact, self._shared = self._try_exact()
+
+    @property
+    def packed(self) -> bool:
+        return self.batches == "packed"
 
     def refused(self, rows: Rows) -> dict[int, str]:
         """The rows that have no vector, by number, with the reason."""
@@ -189,8 +196,10 @@ class EmbeddingModel:
 
         with _computing:
             threads = torch.get_num_threads() if self.network.device.type == "cpu" else 1
-            batches = pieces.batches(self.batch_tokens, self.settings.specials, not self.packed, threads)
-            _side_by_side(run, list(batches), threads)
+            batches = list(pieces.batches(self.batch_tokens, self.settings.specials, not self.packed, threads))
+            if self.batches == "equal length":
+                batches = [part for b in batches for part in _of_equal_length(b, pieces.lengths)]
+            _side_by_side(run, batches, threads, self._shared)
         if len(pieces) > len(rows):
             weights = pieces.lengths.astype(np.float32)
             total = np.add.reduceat(weights, first)
@@ -217,9 +226,9 @@ class EmbeddingModel:
         vectors: np.ndarray = run(self.network, rows, s.prefix, s.suffix, s.pooling).cpu().numpy()
         return vectors
 
-    def _made_up_rows(self) -> Rows:
+    def _made_up_rows(self, lengths: Sequence[int] = (1, 1, 2, 5, 9, 9, 17, 40, 40, 130, 300)) -> Rows:
         limit = self.settings.max_length - self.settings.specials
-        lengths = np.sort(np.minimum([1, 1, 2, 5, 9, 9, 17, 40, 40, 130, 300], limit))
+        lengths = np.sort(np.minimum(lengths, limit))
         values = np.random.default_rng(0).integers(0, self.vocabulary_size, lengths.sum(), np.int32)
         if (pad := self.network.config.pad_token_id) is not None:
             values[values == pad] = (pad + 1) % self.vocabulary_size
@@ -232,24 +241,37 @@ class EmbeddingModel:
         rows = rows.take(np.flatnonzero(np.cumsum(rows.lengths + self.settings.specials) <= _CALIBRATION_TOKENS))
         return rows if len(rows) else self._made_up_rows()
 
-    def _try_packed(self, rows: Rows) -> bool:
-        """Whether rows packed together have the vectors that the plain call gives of each alone, in fp32."""
-        plain_attention = self.network.config._attn_implementation
-        with torch.inference_mode():
-            expected = np.concatenate([self._pooled(r, False) for r in _singles(rows)])
-            try:
-                if "position_ids" not in inspect.signature(self.network.forward).parameters:
-                    raise packed.PackedUnsupportedError("no position_ids")
-                self.network.set_attn_implementation(packed.ATTENTION)
-                worst = float(np.abs(self._pooled(rows, True) - expected).max())
-                if worst <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-                    return True
-                reason = f"vectors differ by {worst:.2g}"
-            except Exception as error:  # models that know nothing of it fail in ways of their own
-                reason = f"{type(error).__name__}: {error}"
-        _log.warning("%s: batches are padded: %s", type(self.network).__name__, reason)
+    @torch.inference_mode()
+    def _try_batches(self, rows: Rows) -> str:
+        """In which batches rows have the vectors that the plain call gives of each alone, in fp32."""
+        plain_attention, name = self.network.config._attn_implementation, type(self.network).__name__
+        expected = np.concatenate([self._pooled(r, False) for r in _singles(rows)])
+
+        def differ(rows: Rows, is_packed: bool) -> str | None:
+            worst = float(np.abs(self._pooled(rows, is_packed) - expected[: len(rows)]).max())
+            near = worst <= TOLERANCE * max(1.0, float(np.abs(expected).max()))
+            return None if near else f"vectors differ by {worst:.2g}"
+
+        try:
+            if not getattr(self.network, "_supports_attention_backend", True):
+                raise packed.PackedUnsupportedError("attention of its own kind, or none")
+            if "position_ids" not in inspect.signature(self.network.forward).parameters:
+                raise packed.PackedUnsupportedError("no position_ids")
+            self.network.set_attn_implementation(packed.ATTENTION)
+            reason = differ(rows, True)
+            if reason is None:
+                return "packed"
+        except packed.PackedUnsupportedError as error:
+            reason = str(error)
+        except Exception as error:  # models that know nothing of it fail in ways of their own
+            reason = f"{type(error).__name__}: {error}"
+        _log.warning("%s: rows cannot be packed without padding: %s", name, reason)
         self.network.set_attn_implementation(plain_attention)
-        return False
+        reason = differ(rows.take(np.arange(len(rows) - 2)), False)  # the longest would cost the others much padding
+        if reason is None:
+            return "padded"
+        _log.warning("%s: batches are of rows of equal length: padded, %s", name, reason)
+        return "equal length"
 
     def _settle(self, precision: str, rows: Rows | None) -> tuple[str, float | None]:
         """Bring the network to the precision asked for; that one, and the lowest cosine found against fp32."""
@@ -259,8 +281,13 @@ class EmbeddingModel:
         expected = None if rows is None else self.embed(rows)
         exact_network = copy.deepcopy(self.network) if precision == "auto" else None
         _to_bf16(self.network)
-        self.prepacked = self._prepack()
-        cosine = None if expected is None else _lowest_cosine(self.embed(rows), expected)
+        try:
+            self.prepacked = self._prepack()
+            cosine = None if expected is None else _lowest_cosine(self.embed(rows), expected)
+        except RuntimeError as error:  # an operator that has no bf16
+            if exact_network is None:
+                raise ModelError(f"precision bf16: the model cannot be run in it: {error}") from error
+            cosine = -1.0
         if exact_network is None or cosine >= LEAST_COSINE:
             return "bf16", cosine
         self.network = exact_network
@@ -272,19 +299,52 @@ class EmbeddingModel:
         if prepacked:
             rows = self._made_up_rows()
             with torch.inference_mode():
-                linear.fuse_gelu(self.network, lambda: self._pooled(rows, self.packed))
+                linear.fuse_activations(self.network, lambda: self._pooled(rows, self.packed))
         return prepacked
 
-    def _is_exact(self, rows: Rows) -> bool:
-        with torch.inference_mode():
-            alone = np.concatenate([self._pooled(r, True) for r in _singles(rows)])
-            return bool((self._pooled(rows, True) == alone).all())
+    @torch.inference_mode()
+    def _try_exact(self) -> tuple[bool, bool]:
+        """Whether rows have the same bits alone and in packs of many sizes on one thread; and on all as well.
+
+        Some kernels treat the elements otherwise that do not fill a vector, at a tensor's end or at a thread's. Packs
+        of many short rows, of odd sizes and enough for several threads, show it before long sums hide it.
+        """
+        short = 8
+        rows = self._made_up_rows([1] * short + [2] * short + [5, 9, 9, 17, 40, 40, 130, 300])
+        n = len(rows)
+
+        def ending_in_each(tokens: int) -> list[np.ndarray]:
+            least = 1 + tokens // (1 + self.settings.specials)
+            return [np.append(np.resize(np.arange(short), least + i), short + i) for i in range(short)]
+
+        packs = [*ending_in_each(packed.LEAST_TOKENS), np.arange(n), np.arange(n - 1)]
+        alone = [np.array([i]) for i in range(n)]
+        many = ending_in_each(_SHARED_ELEMENTS // self.dimension)[:4]
+        with _computing:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                expected = np.concatenate([self._pooled(rows.take(i), True) for i in alone])
+
+                def same(pack: np.ndarray) -> bool:
+                    return bool((self._pooled(rows.take(pack), True) == expected[pack]).all())
+
+                exact = all(map(same, packs))
+                torch.set_num_threads(threads)
+                return exact, exact and (threads == 1 or all(map(same, many + alone[-8:])))
+            finally:
+                torch.set_num_threads(threads)
 
 
-def _side_by_side(run: Callable[[np.ndarray], None], batches: list[np.ndarray], threads: int) -> None:
+def _of_equal_length(batch: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The batch, in order of length, cut where that changes."""
+    return np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)
+
+
+def _side_by_side(run: Callable[[np.ndarray], None], batches: list[np.ndarray], threads: int, shared: bool) -> None:
     """Run every batch, each on one thread: faster than all threads on one batch, which wait for each other at every
-    operator."""
-    if threads == 1 or len(batches) < 2:
+    operator. A single batch may be `shared` by all."""
+    if threads == 1 or (len(batches) < 2 and shared):
         for batch in batches:
             run(batch)
         return

@@ -29,7 +29,7 @@ except ImportError:  # torch before 2.10
 ATTENTION = "tokzip_packed"
 # Below some 12 tokens, matrix products take other kernels, whose sums round differently: such batches get
 # company, so that a row's vector does not depend on how many rows are with it.
-_LEAST_TOKENS = 32
+LEAST_TOKENS = 32
 # Rows up to so long attend by batched matrix products, at most so many scores at once; for longer ones the
 # scores would decide the memory of a batch, and flash attention, which never holds them, is no slower.
 _LONGEST_PRODUCT = 512
@@ -113,7 +113,7 @@ def run_packed(
 ) -> torch.Tensor:
     """Pooled vectors `[rows, dim]`, float32, not normalised, of rows that are in order of length."""
     ids, lengths = rows.layout(prefix, suffix)
-    short = _LEAST_TOKENS - len(ids)
+    short = LEAST_TOKENS - len(ids)
     filled = np.concatenate([lengths, np.ones(max(0, short), np.int64)])
     ids = np.concatenate([ids, np.full(max(0, short), ids[0])])
     groups = groups_of(filled)

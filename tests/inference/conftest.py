@@ -43,6 +43,16 @@ CONFIGS = {
         cls_token_id=1,
         sep_token_id=2,
     ),
+    "odd-nomic": lambda: transformers.NomicBertConfig(
+        **_SMALL | {"hidden_size": 40, "intermediate_size": 72}, max_position_embeddings=64
+    ),
+    "odd-modernbert": lambda: transformers.ModernBertConfig(
+        **_SMALL | {"hidden_size": 40, "intermediate_size": 72}, max_position_embeddings=64, pad_token_id=0
+    ),
+    "fnet": lambda: transformers.FNetConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, intermediate_size=64, max_position_embeddings=64
+    ),
+    "convbert": lambda: transformers.ConvBertConfig(**_SMALL, embedding_size=32, max_position_embeddings=64),
     "mpnet": lambda: transformers.MPNetConfig(**_SMALL, max_position_embeddings=66),
     "deberta-v2": lambda: transformers.DebertaV2Config(
         **_SMALL, max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"]

@@ -77,8 +77,26 @@ def test_packed_equals_row_by_row(tiny, kind: str, pooling: str) -> None:
 def test_models_that_attend_in_another_way_get_padded_batches(tiny, kind: str) -> None:
     model = load_exact(tiny(kind), batch_tokens=150)
     rows = random_rows([1, 1, 2, 64, 3, 7, 7, 7, 20, 33, 64, 5, 12], 200)
-    assert not model.packed
+    assert model.batches == "padded"
     assert np.abs(model.embed(from_sequences(rows)) - plain(tiny(kind), rows)).max() < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["fnet", "convbert"])
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_models_that_read_the_padding_get_rows_of_equal_length(
+    tiny, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(str(tiny(kind)), precision=precision, batch_tokens=150)
+    rows = random_rows([1, 1, 2, 64, 3, 7, 7, 7, 20, 33, 64, 5, 12], 200)
+    expected = plain(tiny(kind), rows)
+    assert model.batches == "equal length"
+    assert not model.exact
+    pooled, seen = EmbeddingModel._pooled, []
+    note = lambda model, rows, is_packed: seen.append(rows.lengths.tolist()) or pooled(model, rows, is_packed)  # noqa: E731
+    monkeypatch.setattr(EmbeddingModel, "_pooled", note)
+    far = 2e-5 if model.precision == "fp32" else 0.1
+    assert np.abs(model.embed(from_sequences(rows)) - expected).max() < far * max(1, np.abs(expected).max())
+    assert sorted(seen) == [[1, 1], [2], [3], [5], [7, 7, 7], [12], [20], [33], [64, 64]]
 
 
 def test_positions_of_roberta_skip_padding_tokens_inside_a_row(tiny) -> None:
@@ -100,6 +118,56 @@ def test_the_company_of_a_row_does_not_change_its_bits(minilm: EmbeddingModel, m
         order = rng.permutation(len(rows))[: len(rows) - 7]
         monkeypatch.setattr(minilm, "batch_tokens", batch_tokens)
         assert np.array_equal(minilm.embed(from_sequences([rows[i] for i in order])), expected[order])
+
+
+@pytest.mark.parametrize("kind", ["odd-nomic", "odd-modernbert"])
+def test_bits_do_not_depend_on_company_where_sizes_fill_no_vector(tiny, kind: str) -> None:
+    model = load_exact(tiny(kind))
+    if not model.prepacked:
+        pytest.skip("this processor or torch has no prepacked linear layers")
+    assert model.exact
+    rng = np.random.default_rng(1)
+    rows = random_rows([*range(1, 65)] * 2, 200)
+    expected = model.embed(from_sequences(rows))
+    for size in (1, 2, 5, 17):
+        order = rng.permutation(len(rows))
+        for part in np.array_split(order, len(rows) // size):
+            assert np.array_equal(model.embed(from_sequences([rows[i] for i in part])), expected[part])
+
+
+class Uneven(torch.nn.Module):
+    """An activation that rounds up the elements which fill no vector of 32; or all, where several threads share."""
+
+    def __init__(self, on_threads: bool) -> None:
+        super().__init__()
+        self.on_threads = on_threads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.relu(x).flatten()
+        last = slice(None) if self.on_threads else slice(y.numel() // 32 * 32, None)
+        if not self.on_threads or torch.get_num_threads() > 1:
+            y[last] = torch.nextafter(y[last], torch.tensor(torch.inf))
+        return y.view(x.shape)
+
+
+@pytest.mark.parametrize("on_threads", [False, True])
+def test_bits_that_depend_on_company_are_noticed(tiny, on_threads: bool) -> None:
+    network = AutoModel.from_pretrained(tiny("odd-nomic"))
+    for layer in network.layers:
+        layer.mlp.act_fn = Uneven(on_threads)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model = EmbeddingModel(network, load_exact(tiny("odd-nomic")).settings, precision="fp32")
+        assert model.packed
+        assert model.exact == on_threads  # a batch that threads would share is left to one of them
+        if on_threads:
+            rows = random_rows([1, 2, 3], 200)
+            many = model.embed(from_sequences(rows * 400))[:3]
+            assert np.array_equal(model.embed(from_sequences(rows)), many)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_wrong_packed_attention_is_noticed(tiny, monkeypatch: pytest.MonkeyPatch) -> None:

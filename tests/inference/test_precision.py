@@ -186,25 +186,24 @@ class Gated(torch.nn.Module):
         return self.activation(y) * y
 
 
-def test_a_gelu_is_fused_where_it_alone_reads_a_layers_output() -> None:
+def test_an_activation_is_fused_where_it_alone_reads_a_layers_output() -> None:
     torch.manual_seed(0)
     shared = torch.nn.GELU()
     network = torch.nn.Sequential(
         torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 24), shared, shared, torch.nn.Linear(24, 24),
-        torch.nn.GELU(approximate="tanh"),
+        torch.nn.GELU(approximate="tanh"), torch.nn.Linear(24, 24), torch.nn.SiLU(), torch.nn.Softsign(),
     )  # fmt: skip
     x = torch.randn(9, 24)
-    for net, fused in ((network, {0}), (torch.nn.Sequential(Gated()), set())):
+    for net, fused in ((network, {0: "gelu", 5: "gelu", 7: "swish"}), (torch.nn.Sequential(Gated()), {})):
         with torch.inference_mode():
             expected = net(x)
             if not linear.prepack(net, 64):
                 pytest.skip("this processor or torch has no prepacked linear layers")
-            linear.fuse_gelu(net, lambda net=net: net(x).numpy())
+            linear.fuse_activations(net, lambda net=net: net(x).numpy())
             assert torch.allclose(net(x), expected, atol=1e-5)
-            assert {i for i, layer in enumerate(net) if getattr(layer, "gelu", False)} == fused
-            packed_layers = [m for m in net.modules() if isinstance(m, linear.PackedLinear)]
-            assert sum(m.gelu for m in packed_layers) == len(fused)
-            assert packed_layers[0].product(x).min() < -0.5  # of GELU, -0.17 is the least
+            packed_layers = {name: m for name, m in net.named_modules() if isinstance(m, linear.PackedLinear)}
+            assert {int(name): m.then[0] for name, m in packed_layers.items() if m.then[0] != "none"} == fused
+            assert next(iter(packed_layers.values())).product(x).min() < -0.5  # of GELU, -0.17 is the least
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -213,7 +212,7 @@ def test_gelus_of_real_architectures_are_fused(tiny, kind: str, count: int, prec
     model = load_model(str(tiny(kind)), precision=precision)
     if not model.prepacked:
         pytest.skip("this processor or torch has no prepacked linear layers")
-    assert sum(m.gelu for m in model.network.modules() if isinstance(m, linear.PackedLinear)) == count
+    assert sum(m.then[0] == "gelu" for m in model.network.modules() if isinstance(m, linear.PackedLinear)) == count
 
 
 def test_the_matrix_products_alone_take_less_than_the_model(minilm: EmbeddingModel) -> None:
