@@ -7,7 +7,6 @@ home, temporary folder and working directory. Imports nothing of tokzip: it is f
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -47,18 +46,19 @@ class Far:
 
 @contextmanager
 def far(home: Path, seen: Mapping[Path, Path], env: Mapping[str, str], module: str, *argv: str) -> Iterator[Far]:
-    """`python -m module argv…` on "another machine": a server of Beam's, which takes a free port and logs it.
+    """`python -m module argv…` on "another machine", with {port} in argv replaced by one that is free.
 
     `home` is a new folder for all that is its own; each folder in `seen` is replaced by another one there. Of the
     environment it gets `env` alone. Ends with all its children.
     """
     tmp = home / "tmp"
     tmp.mkdir(parents=True)
+    port = free_port()
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"  # a pool runs `python` by name
     mine = {"HOME": str(home), "TMPDIR": str(tmp), "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     mine["OMP_WAIT_POLICY"] = os.environ["OMP_WAIT_POLICY"]
     mounts = [str(p) for pair in seen.items() for p in pair]
-    command = ["python", "-m", module, *argv]
+    command = ["python", "-m", module, *(a.replace("{port}", str(port)) for a in argv)]
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(
             [*_PRIVATE, "sh", "-c", _MOUNT, "sh", *mounts, "--", *command],
@@ -69,25 +69,24 @@ def far(home: Path, seen: Mapping[Path, Path], env: Mapping[str, str], module: s
             start_new_session=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or _port(home / "log"), "it listens")
+        wait_until(lambda: process.poll() is not None or _listens(port), "it listens")
         assert process.poll() is None, (home / "log").read_text()
-        yield Far(process, _port(home / "log"), tmp, home / "log")
+        yield Far(process, port, tmp, home / "log")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _port(log: Path) -> int:
-    found = re.search(r" port:? (?:localhost:)?(\d+)\b", log.read_text())
-    return int(found[1]) if found else 0
-
-
 def free_port() -> int:
-    """One that was free; for servers that cannot tell which they took."""
     with socket.socket() as s:
         s.bind(("", 0))
         port: int = s.getsockname()[1]
         return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = 600) -> None:

@@ -70,7 +70,7 @@ class Elsewhere:
         return far(self.folder / name, other.get("seen", self.seen), self.env, module, *argv)
 
     def pool(self, name: str = "pool", **other: Any) -> Any:
-        return self.start(name, WORKER_POOL, "--service_port=0", **other)
+        return self.start(name, WORKER_POOL, "--service_port={port}", **other)
 
 
 def external(pool: Far) -> list[str]:

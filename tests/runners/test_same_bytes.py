@@ -38,7 +38,7 @@ def test_prism(here: Job, undisturbed: Job, prism: None) -> None:
 
 def test_a_job_server(here: Job, on_s3: Job, undisturbed: Job, elsewhere: Elsewhere, pool: Far) -> None:
     """Beam's portable one: with this process as its worker, and with a worker pool."""
-    with elsewhere.start("server", JOB_SERVER, "--port=0") as server:
+    with elsewhere.start("server", JOB_SERVER, "--port={port}") as server:
         runner = ["--runner=PortableRunner", f"--job_endpoint={server.address}"]
         assert here.run(*runner, "--environment_type=LOOPBACK") == 3
         assert here.made() == undisturbed.made()
