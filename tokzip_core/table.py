@@ -146,7 +146,8 @@ def _naming_file(path: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        error.args = (f"{path}: {error}",)  # a new one might take other arguments, and would lose an errno
+        raise
 
 
 def _find(fs: Any, path: str, metadata: dict[bytes, bytes], codebook_id: str) -> Codebook:

@@ -78,7 +78,6 @@ def test_it_is_cut_between_words_of_ascii_alone() -> None:
     data = "ab cd é fg [X] hi jk".encode()
     cuts = engines._cuts(memoryview(data), 0, len(data))
     assert cuts == [0, len(data)]
-    pieces = []
     with pytest.MonkeyPatch.context() as m:
         m.setattr(engines, "PIECE", 1)
         cuts = engines._cuts(memoryview(data), 0, len(data))

@@ -71,7 +71,7 @@ def test_a_worker_process_killed(
         return code
 
     fails_in_either_stage(run, here, undisturbed, capfd)
-    assert here.run() == 3
+    assert here.run("--workers=2") == 3
     assert here.made() == undisturbed.made()
 
 
