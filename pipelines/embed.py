@@ -89,9 +89,8 @@ def add_arguments(p: Any) -> None:
     g.add_argument(
         "--batch-tokens",
         type=options.positive,
-        default=2048,
         metavar="N",
-        help="tokens in a batch of the model (default 2048)",
+        help="tokens in a batch of the model (default 2048, on a GPU 16384)",
     )
 
 

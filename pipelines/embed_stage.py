@@ -48,7 +48,7 @@ class EmbedStage(Stage):
     normalize: str = "auto"
     max_length: int | None = None
     long_rows: str = "truncate"
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     precision: str = "fp32"
     output_type: str = "float32"
     dimensions: int | None = None

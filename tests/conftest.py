@@ -13,6 +13,9 @@ from typing import Any
 # Where others use the cores too, threads of torch that wait for each other by spinning take many times as long. OpenMP
 # reads this when it is loaded: before the imports below, and in every process that a test starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What a GPU does otherwise has tests of its own (inference/test_cuda.py).
+if not os.environ.get("TOKZIP_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hypothesis
 import pytest
@@ -29,7 +32,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tokzip")
 # Reasons for which a test may be skipped in CI.
-ALLOWED_SKIPS = frozenset({"no Beam job server for Flink: set TOKZIP_FLINK_JOB_SERVER_JAR (PyPI has none)"})
+ALLOWED_SKIPS = frozenset(
+    {
+        "no Beam job server for Flink: set TOKZIP_FLINK_JOB_SERVER_JAR (PyPI has none)",
+        "no GPU: set TOKZIP_CUDA=1 where there is one",
+    }
+)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ class EmbeddingModelHandler(ModelHandler[Any, PredictionResult, CachedEncoder]):
         normalize: str = "auto",
         max_length: int | None = None,
         long_rows: str = "truncate",
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
         precision: str = "auto",
         min_batch_size: int = 64,
         max_batch_size: int = 1024,

@@ -38,7 +38,7 @@ def load_model(
     normalize: str = "auto",
     max_length: int | None = None,
     long_rows: str = "truncate",
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     precision: str = "auto",
     calibration: Rows | None = None,
 ) -> EmbeddingModel:
@@ -81,7 +81,7 @@ def check_model(
     normalize: str,
     max_length: int | None,
     long_rows: str,
-    batch_tokens: int,
+    batch_tokens: int | None,
     precision: str,
 ) -> tuple[Settings, int]:
     """The settings that `load_model` would take, and the vectors' dimension, from all but the weights.
@@ -105,8 +105,8 @@ def check_model(
     return settings, int(config.hidden_size)
 
 
-def _check_options(batch_tokens: int, precision: str) -> None:
-    if batch_tokens < 1:
+def _check_options(batch_tokens: int | None, precision: str) -> None:
+    if batch_tokens is not None and batch_tokens < 1:
         raise ModelError(f"batch_tokens {batch_tokens}: expected at least 1")
     if precision not in PRECISIONS:
         raise ModelError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -116,7 +116,8 @@ class EmbeddingModel:
     """Vectors of `dimension` float32 from rows of ids without special tokens. Safe to share between threads.
 
     network: as transformers loaded it, in float32; it is changed and must not be used by others. batch_tokens: in all
-    batches at once, one a thread of torch's on a CPU, but 1,024 a thread at least.
+    batches at once, 2,048 where None, one a thread of torch's, but 1,024 a thread at least. On CUDA, in each batch,
+    16,384 where None; smaller ones are filled up, and a row's bits may depend on the number.
     precision: `auto` is bf16 where the processor has it and the lowest cosine to fp32 over `calibration`, rows
     of ids (their first 1,024 tokens; made-up rows where None), is at least `LEAST_COSINE`; else fp32. `bf16` is
     compared as well where there is a calibration.
@@ -132,7 +133,7 @@ class EmbeddingModel:
         self,
         network: PreTrainedModel,
         settings: Settings,
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
         precision: str = "auto",
         calibration: Rows | None = None,
     ) -> None:
@@ -142,7 +143,7 @@ class EmbeddingModel:
         self.network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.name: str | None = None  # where `load_model` found it
         self.settings = settings
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or (16384 if self._on_cuda else 2048)
         self.dimension = int(network.config.hidden_size)
         self.vocabulary_size = int(network.get_input_embeddings().num_embeddings)
         made_up = self._made_up_rows()
@@ -155,6 +156,10 @@ class EmbeddingModel:
         self.fingerprint = identity.fingerprint(described, self.precision)
         if self.packed:
             self.exact, self._shared = self._try_exact()
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.network.device.type == "cuda"
 
     @property
     def packed(self) -> bool:
@@ -188,18 +193,21 @@ class EmbeddingModel:
         weighted by their number of ids, normalised last where the model normalises.
         """
         pieces, first = self.clip(rows)[0].windows(self.settings.max_length - self.settings.specials)
-        vectors = np.empty((len(pieces), self.dimension), np.float32)
+        pooled: list[tuple[np.ndarray, torch.Tensor]] = []
 
         @torch.inference_mode()
         def run(batch: np.ndarray) -> None:
-            vectors[batch] = self._pooled(pieces.take(batch), self.packed)
+            pooled.append((batch, self._pooled(pieces.take(batch), self.packed)))
 
         with _computing:
-            threads = torch.get_num_threads() if self.network.device.type == "cpu" else 1
+            threads = 1 if self._on_cuda else torch.get_num_threads()
             batches = list(pieces.batches(self.batch_tokens, self.settings.specials, not self.packed, threads))
             if self.batches == "equal length":
                 batches = [part for b in batches for part in _of_equal_length(b, pieces.lengths)]
             _side_by_side(run, batches, threads, self._shared)
+        vectors = np.empty((len(pieces), self.dimension), np.float32)
+        for batch, part in pooled:  # only now: a GPU was still at work
+            vectors[batch] = part.cpu().numpy()
         if len(pieces) > len(rows):
             weights = pieces.lengths.astype(np.float32)
             total = np.add.reduceat(weights, first)
@@ -211,8 +219,13 @@ class EmbeddingModel:
             vectors /= np.maximum(norms, 1e-12)
         return vectors
 
-    def matrix_product_seconds(self, tokens: int = 1024) -> float:
-        """Seconds a token that the network's bare matrix products take here, in batches of `tokens`."""
+    def matrix_product_seconds(self, tokens: int | None = None) -> float:
+        """Seconds a token that the network's bare matrix products take here, in batches of `tokens`.
+
+        Of 1,024 where None, on CUDA of what batches are filled up to.
+        """
+        if tokens is None:
+            tokens = self.batch_tokens if self._on_cuda else 1024
         length = min(tokens, self.settings.max_length) - self.settings.specials
         count = -(-tokens // (length + self.settings.specials))
         values = np.random.default_rng(0).integers(0, self.vocabulary_size, count * length, np.int32)
@@ -220,11 +233,13 @@ class EmbeddingModel:
         with _computing, torch.inference_mode():
             return linear.bare_seconds(self.network, lambda: self._pooled(rows, self.packed)) / self.tokens(rows)
 
-    def _pooled(self, rows: Rows, is_packed: bool) -> np.ndarray:
-        run = packed.run_packed if is_packed else packed.run_padded
+    def _pooled(self, rows: Rows, is_packed: bool) -> torch.Tensor:
         s = self.settings
-        vectors: np.ndarray = run(self.network, rows, s.prefix, s.suffix, s.pooling).cpu().numpy()
-        return vectors
+        if not is_packed:
+            return packed.run_padded(self.network, rows, s.prefix, s.suffix, s.pooling)
+        # cuBLAS chooses a kernel by the number of tokens, and the kernels sum in orders of their own.
+        least = self.batch_tokens if self._on_cuda else packed.LEAST_TOKENS
+        return packed.run_packed(self.network, rows, s.prefix, s.suffix, s.pooling, least)
 
     def _made_up_rows(self, lengths: Sequence[int] = (1, 1, 2, 5, 9, 9, 17, 40, 40, 130, 300)) -> Rows:
         limit = self.settings.max_length - self.settings.specials
@@ -245,11 +260,11 @@ class EmbeddingModel:
     def _try_batches(self, rows: Rows) -> str:
         """In which batches rows have the vectors that the plain call gives of each alone, in fp32."""
         plain_attention, name = self.network.config._attn_implementation, type(self.network).__name__
-        expected = np.concatenate([self._pooled(r, False) for r in _singles(rows)])
+        expected = torch.cat([self._pooled(r, False) for r in _singles(rows)])
 
         def differ(rows: Rows, is_packed: bool) -> str | None:
-            worst = float(np.abs(self._pooled(rows, is_packed) - expected[: len(rows)]).max())
-            near = worst <= TOLERANCE * max(1.0, float(np.abs(expected).max()))
+            worst = float((self._pooled(rows, is_packed) - expected[: len(rows)]).abs().max())
+            near = worst <= TOLERANCE * max(1.0, float(expected.abs().max()))
             return None if near else f"vectors differ by {worst:.2g}"
 
         try:
@@ -299,7 +314,7 @@ class EmbeddingModel:
         if prepacked:
             rows = self._made_up_rows()
             with torch.inference_mode():
-                linear.fuse_activations(self.network, lambda: self._pooled(rows, self.packed))
+                linear.fuse_activations(self.network, lambda: self._pooled(rows, self.packed).numpy())
         return prepacked
 
     @torch.inference_mode()
@@ -324,7 +339,7 @@ class EmbeddingModel:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                expected = np.concatenate([self._pooled(rows.take(i), True) for i in alone])
+                expected = torch.cat([self._pooled(rows.take(i), True) for i in alone])
 
                 def same(pack: np.ndarray) -> bool:
                     return bool((self._pooled(rows.take(pack), True) == expected[pack]).all())

@@ -3,7 +3,7 @@
 transformers lets an attention function be registered under a name of one's own (`AttentionInterface`) and
 hands it the extra keywords of the model's call. So all rows of a batch go in as one `[1, tokens]` sequence
 whose positions restart at every row; only attention sees where rows end. It runs once a group of rows of
-equal length, or on CUDA in half precision once a batch, by flash attention over rows of any length.
+equal length, or on CUDA in bf16 once a batch, by flash attention over rows of any length.
 Everything else in an encoder works token by token. (The idea: "unpadding", Zeng et al. 2022, "Boosting
 distributed training performance of the unpadded BERT model", arXiv:2208.08124.)
 """
@@ -24,7 +24,9 @@ from pipelines.inference.rows import Rows
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
-    varlen_attn = None
+    _VARLEN: frozenset[str] = frozenset()
+else:
+    _VARLEN = frozenset(inspect.signature(varlen_attn).parameters)
 
 ATTENTION = "tokzip_packed"
 # Below some 12 tokens, matrix products take other kernels, whose sums round differently: such batches get
@@ -61,15 +63,16 @@ def attend(
         raise PackedUnsupportedError("a mask")
     if getattr(module, "is_causal", False) or query.shape != key.shape or query.shape[0] != 1:
         raise PackedUnsupportedError("causal, cross or grouped-query attention")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    heads = query.shape[1]
-    if tokzip_bounds is not None and query.dtype in (torch.bfloat16, torch.float16):
+    heads, dim = query.shape[1], query.shape[-1]
+    scale = dim**-0.5 if scaling is None else scaling
+    if tokzip_bounds is not None and query.dtype == torch.bfloat16 and dim % 8 == 0 and dim <= 256:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         side = -1 if sliding_window is None else sliding_window - 1
         longest = max(length for _, _, length in tokzip_groups)
+        # Else, how the keys of a row are split depends on the longest row of the batch.
+        one_split = {"num_splits": 1} if "num_splits" in _VARLEN else {}
         bounds = (tokzip_bounds, tokzip_bounds, longest, longest)
-        # One split of the keys: how they are split would depend on the longest row of the batch.
-        return varlen_attn(q, k, v, *bounds, scale=scale, window_size=(side, side), num_splits=1)[None], None
+        return varlen_attn(q, k, v, *bounds, scale=scale, window_size=(side, side), **one_split)[None], None
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for start, rows, length in tokzip_groups:
         most = max(1, _SCORES_AT_ONCE // (heads * length**2))
@@ -109,16 +112,24 @@ def groups_of(lengths: np.ndarray) -> Groups:
 
 
 def run_packed(
-    network: PreTrainedModel, rows: Rows, prefix: tuple[int, ...], suffix: tuple[int, ...], pooling: str
+    network: PreTrainedModel,
+    rows: Rows,
+    prefix: tuple[int, ...],
+    suffix: tuple[int, ...],
+    pooling: str,
+    least_tokens: int = LEAST_TOKENS,
 ) -> torch.Tensor:
-    """Pooled vectors `[rows, dim]`, float32, not normalised, of rows that are in order of length."""
+    """Pooled vectors `[rows, dim]`, float32, not normalised, of rows that are in order of length.
+
+    least_tokens: a batch of fewer is filled up with rows of no use, as long as its longest.
+    """
     ids, lengths = rows.layout(prefix, suffix)
-    short = LEAST_TOKENS - len(ids)
-    filled = np.concatenate([lengths, np.ones(max(0, short), np.int64)])
-    ids = np.concatenate([ids, np.full(max(0, short), ids[0])])
+    short, longest = max(0, least_tokens - len(ids)), int(lengths[-1])
+    filled = np.concatenate([lengths, np.minimum(longest, np.arange(short, 0, -longest))])
+    ids = np.concatenate([ids, np.full(short, ids[0])])
     groups = groups_of(filled)
     bounds = None
-    if network.device.type == "cuda" and _has_varlen():
+    if network.device.type == "cuda" and network.dtype == torch.bfloat16 and "window_size" in _VARLEN:
         bounds = _on_device(network, np.concatenate([[0], np.cumsum(filled)]).astype(np.int32))
     hidden = network(
         input_ids=_on_device(network, ids)[None],
@@ -128,6 +139,8 @@ def run_packed(
     ).last_hidden_state[0]
     if pooling == "cls":
         return hidden[_on_device(network, np.cumsum(lengths) - lengths)].float()
+    if bounds is not None:
+        return torch.segment_reduce(hidden.float(), "mean", lengths=bounds.diff(), unsafe=True)[: len(rows)]
     parts = [hidden[s : s + n * k].unflatten(0, (n, k)).sum(1, dtype=torch.float32) / k for s, n, k in groups]
     return torch.cat(parts)[: len(rows)]
 
@@ -151,10 +164,6 @@ def _on_device(network: PreTrainedModel, array: np.ndarray) -> torch.Tensor:
     """The array where the network is; to a GPU through pinned memory, without waiting."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(network.device, non_blocking=True) if network.device.type == "cuda" else tensor
-
-
-def _has_varlen() -> bool:
-    return varlen_attn is not None and "num_splits" in inspect.signature(varlen_attn).parameters
 
 
 def positions(network: PreTrainedModel, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,37 @@ def test_scores_are_held_for_few_rows_at_once(length: int, monkeypatch: pytest.M
     plain_attention = torch.nn.functional.scaled_dot_product_attention
     alone = plain_attention(*(x[:, :, 3 : 3 + length] for x in (q, k, v))).transpose(1, 2)
     assert torch.allclose(out[:, 3 : 3 + length], alone, atol=1e-6)
+
+
+def test_what_fills_a_batch_up_does_not_change_the_bits_of_its_rows(minilm: EmbeddingModel) -> None:
+    rows, s = from_sequences(random_rows([3, 9, 9, 40], 30_000)), minilm.settings
+    with torch.inference_mode():
+        least, *more = (
+            packed.run_packed(minilm.network, rows, s.prefix, s.suffix, "mean", least) for least in (69, 71, 111, 500)
+        )
+    assert all(torch.equal(vectors, least) for vectors in more)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_over_rows_of_any_length_sees_what_that_of_groups_does(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def varlen(q, k, v, bounds, _bounds, longest, _longest, *, scale, window_size, **_):
+        rows = []
+        assert longest == 5
+        for start, end in pairwise(bounds.tolist()):
+            place = torch.arange(end - start)
+            seen = None if window_size[0] < 0 else (place - place[:, None]).abs() <= window_size[0]
+            part = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            rows.append(torch.nn.functional.scaled_dot_product_attention(*part, seen, scale=scale).transpose(0, 1))
+        return torch.cat(rows)
+
+    monkeypatch.setattr(packed, "varlen_attn", varlen, raising=False)
+    groups, bounds = [(0, 1, 2), (2, 2, 5)], torch.tensor([0, 2, 7, 12])
+    for dim in (8, 12):
+        q, k, v = torch.randn(3, 1, 2, 12, dim).bfloat16().unbind()
+        given = (torch.nn.Module(), q, k, v, None, None, window, groups)
+        assert torch.allclose(packed.attend(*given, bounds)[0], packed.attend(*given)[0], atol=0.02)
 
 
 def test_precision_is_part_of_the_key(tiny) -> None:

@@ -13,12 +13,13 @@ from tokzip_core.coders.prefix import ESCAPE, NO_ENTRY, UNASSIGNED
 from tokzip_core.columns import MAX_ID
 from tokzip_core.kernels import inline, kernel
 from tokzip_core.kernels.lookup import entry_of
-from tokzip_core.kernels.words import load, store
+from tokzip_core.kernels.words import load, prefetch, prefetch_all, store
 
 LANES = 3  # rows decoded side by side: one row's chain of lookups hides behind the others'; more want registers
 CHUNK = 1 << 20  # room for the tokens of one turn of decoding, at worst: most of what is used of it stays in a L2 cache
 ESCAPED_BITS = 31
 MOST_BITS = 56  # that fit behind 7 others
+AHEAD = 256  # tokens that the encoder has fetched from memory before it needs them
 ROW_ROOM = 6  # tokens that may be written past a row's last: two turns of three, from a bad blob
 
 OK, ZERO_END, NO_CODE, KNOWN_ESCAPED, FULL = 0, 1, 2, 3, -1
@@ -71,6 +72,8 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, out, out
     """
     top, five, low, most = uint64(entries.size - 1), uint64(5), uint64(31), uint64(MOST_BITS)
     zero, one, two, three, seven = uint64(0), uint64(1), uint64(2), uint64(3), uint64(7)
+    if values.size > entries.size:
+        prefetch_all(entries)
     at = zero
     for row in range(starts.size):
         begin, word, filled = at, zero, zero
@@ -78,6 +81,7 @@ def encode_rows(values, starts, ends, entries, ids, id_entries, escape, out, out
         stop = end - min(end, two)
         while i < end:
             while i < stop:
+                prefetch(values, i + uint64(AHEAD))
                 first, second, third = values[i], values[i + one], values[i + two]
                 if (first | second | third) >= top:  # as 2^d is a power of two, none of them is, or one may be
                     break

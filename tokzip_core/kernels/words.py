@@ -1,4 +1,7 @@
-"""Unaligned 8-byte loads and stores inside kernels; little-endian machines only. Imports numba and llvmlite."""
+"""Unaligned 8-byte loads and stores, and prefetches, inside kernels; little-endian machines only.
+
+Imports numba, llvmlite and kernels only.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+
+from tokzip_core.kernels import inline
 
 if sys.byteorder != "little":
     raise ImportError("tokzip's kernels need a little-endian processor")
@@ -43,3 +48,29 @@ def _store(typing_context, array, index, word):  # type: ignore[no-untyped-def]
 
 
 store: Any = intrinsic(_store)
+
+
+def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
+    """Have the processor bring `array[index]` into its caches, which may lie beyond the array's end."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array, index = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        pointer = builder.bitcast(builder.gep(data, [index]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(function, [pointer, number(0), number(3), number(1)])  # to read, into all caches, of data
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64), generate
+
+
+prefetch: Any = intrinsic(_prefetch)
+
+
+@inline
+def prefetch_all(table):  # type: ignore[no-untyped-def]
+    """`prefetch` all of an array: sooner done than waiting for each part of it when first needed."""
+    for i in range(types.uint64(0), types.uint64(table.size), types.uint64(64 // table.itemsize)):
+        prefetch(table, i)
