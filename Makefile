@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # The demo and the tests need no model hub, and must not wait for one.
 export HF_HUB_OFFLINE := 1
+# Set, it makes every process compile the thousand modules of torch, transformers and Beam anew: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-all test-fast lint format prism clean
