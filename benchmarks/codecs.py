@@ -133,7 +133,7 @@ def constriction_huffman(column: pa.ListArray) -> Subject:
 
 
 def codec(name: str, columns: list[pa.ListArray]) -> tuple[Subject, dict[str, Any], tz.Codebook]:
-    tz.train(columns[0].slice(0, 100), codec=name)  # compiles; what that costs is one of the facts
+    tz.train(columns[0].slice(0, 100), codec=name)  # compiles
     start = time.perf_counter()
     codebook = tz.train(columns[:-1], codec=name)
     took = time.perf_counter() - start

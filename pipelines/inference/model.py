@@ -122,11 +122,11 @@ class EmbeddingModel:
     of ids (their first 1,024 tokens; made-up rows where None), is at least `LEAST_COSINE`; else fp32. `bf16` is
     compared as well where there is a calibration.
 
-    `fingerprint` names everything that a vector depends on. `precision` is the one taken, and `cosine` the
-    lowest that was found (None where nothing was compared). `batches`, as tried at load: "packed", rows of any length
-    without padding; for a model that gives other vectors that way, "padded"; where those differ too (the model reads
-    the padding), rows of "equal length" alone. `prepacked`: linear layers in the processor's own layout. `exact`:
-    packed, and of the rows tried at load each had the same bits alone and among others.
+    `fingerprint` names everything that a vector depends on but how a processor rounds. `precision` is the one taken,
+    and `cosine` the lowest that was found (None where nothing was compared). `batches`, as tried at load: "packed",
+    rows of any length without padding; for a model that gives other vectors that way, "padded"; where those differ too
+    (the model reads the padding), rows of "equal length" alone. `prepacked`: linear layers in the processor's own
+    layout. `exact`: packed, and of the rows tried at load each had the same bits alone and among others.
     """
 
     def __init__(
@@ -205,9 +205,9 @@ class EmbeddingModel:
             if self.batches == "equal length":
                 batches = [part for b in batches for part in _of_equal_length(b, pieces.lengths)]
             _side_by_side(run, batches, threads, self._shared)
-        vectors = np.empty((len(pieces), self.dimension), np.float32)
-        for batch, part in pooled:  # only now: a GPU was still at work
-            vectors[batch] = part.cpu().numpy()
+            vectors = np.empty((len(pieces), self.dimension), np.float32)
+            for batch, part in pooled:  # only now: a GPU was still at work
+                vectors[batch] = part.cpu().numpy()
         if len(pieces) > len(rows):
             weights = pieces.lengths.astype(np.float32)
             total = np.add.reduceat(weights, first)
@@ -219,13 +219,13 @@ class EmbeddingModel:
             vectors /= np.maximum(norms, 1e-12)
         return vectors
 
-    def matrix_product_seconds(self, tokens: int | None = None) -> float:
+    def matrix_product_seconds(self, tokens: int = 1024) -> float:
         """Seconds a token that the network's bare matrix products take here, in batches of `tokens`.
 
-        Of 1,024 where None, on CUDA of what batches are filled up to.
+        On CUDA of `batch_tokens` at least, up to which batches are filled.
         """
-        if tokens is None:
-            tokens = self.batch_tokens if self._on_cuda else 1024
+        if self._on_cuda:
+            tokens = max(tokens, self.batch_tokens)
         length = min(tokens, self.settings.max_length) - self.settings.specials
         count = -(-tokens // (length + self.settings.specials))
         values = np.random.default_rng(0).integers(0, self.vocabulary_size, count * length, np.int32)
@@ -335,6 +335,8 @@ class EmbeddingModel:
         packs = [*ending_in_each(packed.LEAST_TOKENS), np.arange(n), np.arange(n - 1)]
         alone = [np.array([i]) for i in range(n)]
         many = ending_in_each(_SHARED_ELEMENTS // self.dimension)[:4]
+        if self._on_cuda:
+            packs = [pack for pack in packs if self.tokens(rows.take(pack)) <= self.batch_tokens]
         with _computing:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
@@ -346,7 +348,7 @@ class EmbeddingModel:
 
                 exact = all(map(same, packs))
                 torch.set_num_threads(threads)
-                return exact, exact and (threads == 1 or all(map(same, many + alone[-8:])))
+                return exact, exact and (threads == 1 or self._on_cuda or all(map(same, many + alone[-8:])))
             finally:
                 torch.set_num_threads(threads)
 

@@ -156,7 +156,7 @@ def run_padded(
     ids, mask = ids.to(network.device), mask.to(network.device)
     hidden = network(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
     if pooling == "cls":
-        return hidden[:, 0]
+        return hidden[:, 0].clone()  # a view would keep all of it
     return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 

@@ -99,6 +99,15 @@ def test_models_that_read_the_padding_get_rows_of_equal_length(
     assert sorted(seen) == [[1, 1], [2], [3], [5], [7, 7, 7], [12], [20], [33], [64, 64]]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_vectors_do_not_keep_what_they_were_pooled_from(tiny, kind: str, pooling: str) -> None:
+    model = load_exact(tiny(kind), pooling=pooling)
+    with torch.inference_mode():
+        vectors = model._pooled(from_sequences(random_rows([7, 30, 40], 200)), model.packed)
+    assert vectors.untyped_storage().nbytes() <= 4 * vectors.numel() * 2  # as much again for what fills up
+
+
 def test_positions_of_roberta_skip_padding_tokens_inside_a_row(tiny) -> None:
     row = random_rows([12], 200)[0]
     row[[3, 7]] = 1

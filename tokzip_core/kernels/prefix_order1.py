@@ -90,7 +90,7 @@ def encode_rows(  # type: ignore[no-untyped-def]
     known, places = np.zeros(PIECE, np.uint32), np.empty(PIECE, np.uint32)
     parts, tokens = np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint64)
     codes, fours, lengths = np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint64), np.empty(PIECE, np.uint8)
-    if values.size > cells.size:
+    if values.size > ranks.size + cells.size + entries.size + shared.size:
         prefetch_all(ranks)
         prefetch_all(cells)
         prefetch_all(entries)
