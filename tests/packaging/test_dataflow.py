@@ -104,8 +104,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_launcher_constructs_the_job_of_stage_1(corpus: Path, model_dir: Path, tmp_path: Path) -> None:
     """As the template's container does: the copied files, started by their path from another folder."""
-    for path in FOLDER.iterdir():
-        shutil.copy(path, tmp_path)
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     parameters = [f"--input={corpus}", f"--output={tmp_path / 'out'}", f"--tokenizer={model_dir}", *LAUNCHER]
     done = subprocess.run(
         [sys.executable, str(tmp_path / "launch.py"), *parameters, "--dry_run=True"],
