@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("input", type=Path, nargs="?", default=VALIDATION)
     parser.add_argument("--rows", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("inference.json"))
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/inference.json"))
     args = parser.parse_args()
     if not has_bf16("cpu"):
         print("this processor has no bf16: those figures are of an emulation")
@@ -216,6 +216,7 @@ def main() -> None:
         "cosines": cosines,
         "ratios": figures,
     }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1))
 
 
