@@ -131,6 +131,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
         storage.publish_json(advice, output, home.place("advice.json"))
     storage.publish_bytes(tokenizer_json.encode(), output, home.place("tokenizer.json"))
     _place_codebook(home, given)
+    _keep_codebook(home)
 
     trained = not storage.exists(home.place("codebook.tzc"))
 
@@ -190,6 +191,19 @@ def _place_codebook(home: Manifest, given: tz.Codebook | None) -> None:
         raise DatasetMismatchError(f"{home.output} has codebook {there.id}, and is now asked for {given.id}")
     if given:
         storage.publish_bytes(given.to_bytes(), home.output, url)
+
+
+def _keep_codebook(home: Manifest) -> None:
+    """Put a codebook that got lost back, from a file that needs it; raise where another has taken its place."""
+    url = home.place("codebook.tzc")
+    made = next((e for e in map(home.get, home.names()) if e and e.output and e.source["version"]), None)
+    if not (made and made.output):
+        return
+    if not storage.exists(url):
+        codebook = retry(tz.file_codebook, storage.join(home.output, made.output["path"]))
+        storage.publish_bytes(codebook.to_bytes(), home.output, url)
+    elif (there := retry(tz.load_codebook, url).id) != (needed := made.identity["codebook"]):
+        raise DatasetMismatchError(f"{url} is codebook {there}, and the files of {home.output} need {needed}")
 
 
 def main(argv: list[str] | None = None) -> int:

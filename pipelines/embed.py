@@ -150,6 +150,7 @@ def run(invocation: Invocation) -> dict[str, Any]:
         check(args, None)  # what is wrong with the model is said before the wait
         found = watcher.until(lambda shards: _token_data_set(args.input, filter(_is_committed, shards)))
     else:
+        _refuse_losses(Manifest(args.input))
         found = _token_data_set(args.input)
     if found is None:
         return report.unchanged(home)
@@ -293,6 +294,15 @@ def _is_committed(shard: tuple[str, storage.FileInfo]) -> bool:
             if storage.exists(home.place("dataset.json")):
                 return False
     return True
+
+
+def _refuse_losses(tokens: Manifest) -> None:
+    """A token file that is gone while its data set has it committed was lost, not retired."""
+    if storage.exists(tokens.place("dataset.json")) and (lost := tokens.lost()):
+        raise InputError(
+            f"{storage.join(tokens.output, lost[0].name)} is no longer there, though its data set has it committed "
+            f"({len(lost)} such files): the command that made them makes them again"
+        )
 
 
 def _homes(url: str) -> Iterator[tuple[Manifest, str]]:

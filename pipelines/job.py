@@ -151,6 +151,10 @@ def run(
     """
     done = {e.name: e for e in home.entries()}
     _refuse_namesakes(planned, done)
+    ours = {s.name for s in planned}
+    if lost := [e for e in home.lost() if e.name in ours]:
+        logs.note(f"{len(lost)} committed files are no longer there, and are made anew: {lost[0].name} …")
+        done |= {e.name: home.void(e) for e in lost}
     todo = [s for s in planned if not (s.name in done and done[s.name].settles(s))]
     if todo:
         settled = [done[s.name] for s in planned if s.name in done and done[s.name].settles(s)]

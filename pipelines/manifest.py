@@ -18,6 +18,11 @@ from pipelines.storage import FileInfo, InputError
 from tokzip_core.errors import TokzipError
 
 FORMAT = 1
+# Settings that are digests, and of what.
+_DIGESTS = {
+    "model": " (a digest of weights, tokenizer, --pooling, --normalize, --max-length, --long-rows and precision)",
+    "tokenizer": " (a digest of its tokenizer.json)",
+}
 
 
 class DatasetMismatchError(TokzipError):
@@ -111,6 +116,13 @@ class Manifest:
         self._read = {f: read[f] for f in files}
         return list(self._read.values())
 
+    def lost(self) -> list[Entry]:
+        """The entries whose data file is no longer there: no run removes one before its entry."""
+        prefix = storage.absolute(self.output).rstrip("/") + "/"
+        there = {url.removeprefix(prefix) for url in storage.list_files(self.output, ".parquet")}
+        found = [self.get(name) for name in self.names() if name not in there]
+        return [e for e in found if e and e.output and e.source["version"]]
+
     def planned(self, split_bytes: int) -> Callable[[str, FileInfo], list[Split]]:
         """What `splits.plan` takes as `known`: the splits of a shard that is committed whole, as it is now."""
         committed: dict[tuple[str, int, str], list[Entry]] = defaultdict(list)
@@ -138,13 +150,15 @@ class Manifest:
         try:
             found = storage.read_json(url)
         except FileNotFoundError:
+            if self.names():
+                raise DatasetMismatchError(f"{url} is gone: what {self.output} was made with cannot be told") from None
             found = settings
         differing = sorted(n for n in found.keys() | settings.keys() if found.get(n) != settings.get(n))
         if differing and self.names():
             name = differing[0]
             raise DatasetMismatchError(
                 f"{self.output} was made with {name} = {found.get(name)}, and is now asked for {name} = "
-                f"{settings.get(name)}: use another output folder, or the same options"
+                f"{settings.get(name)}{_DIGESTS.get(name, '')}: use another output folder, or the same options"
             )
         if differing:
             for path in made_by_run:

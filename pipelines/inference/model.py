@@ -260,7 +260,10 @@ class EmbeddingModel:
     def _try_batches(self, rows: Rows) -> str:
         """In which batches rows have the vectors that the plain call gives of each alone, in fp32."""
         plain_attention, name = self.network.config._attn_implementation, type(self.network).__name__
-        expected = torch.cat([self._pooled(r, False) for r in _singles(rows)])
+        try:
+            expected = torch.cat([self._pooled(r, False) for r in _singles(rows)])
+        except Exception as error:  # of any kind: a decoder's input is missing, say
+            raise ModelError(f"{name}: gives no vectors for rows of ids: {error}") from error
 
         def differ(rows: Rows, is_packed: bool) -> str | None:
             worst = float((self._pooled(rows, is_packed) - expected[: len(rows)]).abs().max())

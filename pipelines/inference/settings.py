@@ -8,6 +8,7 @@ normalisation, the length that the tokenizer or the positions allow.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pipelines.tokenizing.vocabulary import vocabulary_digest
 from tokzip_core.errors import TokzipError
+
+_log = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls")
 LONG_ROWS = ("truncate", "window")
@@ -177,6 +180,8 @@ def _prompt(model: str, kinds: dict[str, str]) -> str:
     config = _read(model, "config_sentence_transformers.json") or {}
     prompt = str((config.get("prompts") or {}).get(config.get("default_prompt_name")) or "")
     pooling = _read(model, f"{kinds['Pooling']}/config.json") or {} if "Pooling" in kinds else {}
+    if config.get("truncate_dim"):
+        _log.warning("model %s: its truncate_dim %s is not applied: vectors are whole", model, config["truncate_dim"])
     if prompt and not pooling.get("include_prompt", True):
         raise ModelError(f"model {model}: its pooling leaves out the default prompt {prompt!r}, which tokzip cannot")
     return prompt

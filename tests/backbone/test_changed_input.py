@@ -292,3 +292,37 @@ def test_a_limit_that_is_none(compress_all: Command, limit: str) -> None:
     code, printed = compress_all(f"--max-dead-letters={limit}")
     assert code == 2
     assert "--max-dead-letters" in printed
+
+
+def test_a_data_file_that_got_lost_is_made_anew(out: Path, compress_all: Command) -> None:
+    before = {n: data for n, data in bytes_below(out).items() if "_tokzip" not in n}
+    os.unlink(out / "sub" / "c.parquet")
+    os.unlink(next(out.glob("a.part*")))
+    code, printed = compress_all("--split-bytes", "200")
+    assert (code, summary(out)["splits_done_now"]) == (3, 2)
+    assert "2 committed files are no longer there, and are made anew" in printed
+    assert {n: data for n, data in bytes_below(out).items() if "_tokzip" not in n} == before
+
+
+def test_a_codebook_that_got_lost_is_put_back_and_another_in_its_place_is_refused(
+    tmp_path: Path, out: Path, compress_all: Command
+) -> None:
+    place = out / "_tokzip" / "codebook.tzc"
+    codebook = place.read_bytes()
+    place.unlink()
+    parquet(tmp_path / "in" / "new.parquet", ["more"])
+    assert compress_all("--split-bytes", "200")[0] == 3
+    assert place.read_bytes() == codebook
+    other = tz.train(pa.array([[1, 2, 3]]))
+    place.write_bytes(other.to_bytes())
+    code, printed = compress_all("--split-bytes", "200")
+    assert code == 1
+    assert other.id in printed
+    assert tz.Codebook.from_bytes(codebook).id in printed
+
+
+def test_settings_that_got_lost_are_not_made_up(out: Path, compress_all: Command) -> None:
+    (out / "_tokzip" / "dataset.json").unlink()
+    code, printed = compress_all("--split-bytes", "200")
+    assert code == 1
+    assert "dataset.json is gone" in printed

@@ -92,3 +92,16 @@ def test_layers_stack_in_any_order(tmp_path: Path, redis_server: Server) -> None
         assert stack.lookup(keys(0, 1, 2, 3))[1] == dict(zip(stack.names, (4, 0, 0, 0), strict=True)), "copied up"
         assert stack.events() == {}
         stack.close()
+
+
+def test_a_layer_that_the_system_keeps_from_being_opened_is_gone_and_not_fatal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder can be here")
+    cache = parse_cache_spec(f"memory:1MB,disk:{tmp_path / 'file' / 'c'}:10MB").open()
+    assert "the job goes on without it" in caplog.text
+    assert cache.names == ["memory", "disk"]
+    cache.put_many(keys(1), values(1))
+    assert cache.get_many(keys(1)).equals(values(1))
+    assert cache.layers[1].counters["failed"] == 1
+    cache.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers
 from made_up import change_a_weight
 
 from pipelines import compress, embed
@@ -181,3 +182,24 @@ def test_a_damaged_first_file_is_a_dead_letter(tokens: Path, tiny_with_specials:
     (tokens / "a.parquet").write_bytes(data)
     code, summary = run(tokens, tiny_with_specials, tmp_path / "out", "--on-bad-shard", "skip")
     assert (code, summary["rows_out"], summary["bad_shards"]) == (3, 100, 1)
+
+
+def test_a_token_file_that_got_lost_does_not_retire_its_embeddings(
+    tokens: Path, tiny_with_specials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tokens, tiny_with_specials, tmp_path / "out")[0] == 0
+    (tokens / "t.parquet").unlink()
+    assert run(tokens, tiny_with_specials, tmp_path / "out")[0] == 1
+    assert "t.parquet is no longer there" in capsys.readouterr().err
+    assert (tmp_path / "out" / "t.parquet").exists()
+
+
+def test_a_model_that_gives_no_vectors_of_ids_alone_is_refused(
+    tokens: Path, tmp_path: Path, tiny_with_specials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "t5"
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 200}
+    transformers.AutoModel.from_config(transformers.T5Config(**small)).save_pretrained(folder)
+    shutil.copy(tiny_with_specials / "tokenizer.json", folder)
+    assert run(tokens, folder, tmp_path / "out")[0] == 1
+    assert "gives no vectors for rows of ids" in capsys.readouterr().err

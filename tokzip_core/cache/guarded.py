@@ -21,6 +21,24 @@ _log = logging.getLogger("tokzip.cache")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 
 
+class AbsentLayer(CacheLayer):
+    """In the place of a layer that cannot be opened: has nothing, and keeps nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.counters["failed"] = 1
+
+    def get_many(self, keys: pa.FixedSizeBinaryArray) -> pa.BinaryArray:
+        return pa.nulls(len(keys), pa.binary())
+
+    def put_many(self, keys: pa.FixedSizeBinaryArray, values: pa.BinaryArray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class GuardedLayer(CacheLayer):
     """`layer`, each of whose calls ends within `seconds` and without an error.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokzip_core.cache.guarded import AbsentLayer
 from tokzip_core.cache.layer import CacheError, CacheLayer
 from tokzip_core.cache.layered import LayeredCache
 from tokzip_core.cache.memory import MemoryLayer
 
+_log = logging.getLogger("tokzip.cache")
 _UNITS = {
     f"{p}{'i' * (base == 1024)}B": base**i for base in (1000, 1024) for i, p in enumerate(("K", "M", "G", "T"), 1)
 }
@@ -70,10 +73,18 @@ class CacheSpec:
         return ",".join(map(str, self.layers)) or "none"
 
     def open(self) -> LayeredCache:
-        """Raises CacheError where a layer cannot be opened."""
+        """The layers; one that the system keeps from being opened (a read-only disk, say) is warned of, and holds
+        nothing. Raises CacheError where a layer cannot be what is asked for."""
         opened: list[CacheLayer] = []
         try:
-            opened.extend(layer.open() for layer in self.layers)
+            for layer in self.layers:
+                try:
+                    opened.append(layer.open())
+                except CacheError as error:
+                    if not isinstance(error.__cause__, OSError):
+                        raise
+                    _log.warning("%s: the job goes on without it", error)
+                    opened.append(AbsentLayer(layer.kind))
         except BaseException:
             for done in opened:
                 done.close()
