@@ -332,7 +332,7 @@ def test_embed_takes_what_is_committed_only_from_a_folder_in_a_data_set_too(
         parquet(tmp_path / "text" / f"{name}.parquet", ["text"])
     made = compress(tmp_path / "text", output=tmp_path / "in")
     home = Manifest(made.output)
-    home.claim({"stage": "compress"}, [])
+    storage.publish_json({"stage": "compress"}, made.output, home.place("dataset.json"))
     for e in made.entries:
         if e.name in ("sub/c.parquet", "sub/deep/d.parquet"):
             os.unlink(home.place("manifest", f"{e.name}.json"))  # as a worker that is killed in between leaves them
