@@ -26,12 +26,12 @@ def machine() -> str:
 
 
 def share_arenas() -> None:
-    """Have glibc's malloc use two arenas. By default threads spread over 8 a core, and what is freed in one serves no
+    """Have glibc's malloc use one arena. By default threads spread over 8 a core, and what is freed in one serves no
     thread of another: with a runner's threads and those of the model, that is a GB and more. Nothing on other systems,
     or where `MALLOC_ARENA_MAX` is set."""
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX, mallopt(3)
+            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, mallopt(3)
 
 
 def peak_memory() -> int:
