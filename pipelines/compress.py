@@ -196,8 +196,8 @@ def _place_codebook(home: Manifest, given: tz.Codebook | None) -> None:
 def _keep_codebook(home: Manifest) -> None:
     """Put a codebook that got lost back, from a file that needs it; raise where another has taken its place."""
     url = home.place("codebook.tzc")
-    made = next((e for e in map(home.get, home.names()) if e and e.output and e.source["version"]), None)
-    if not (made and made.output):
+    made = next((e for e in home.entries() if e.output and e.source["version"]), None)
+    if not made:
         return
     if not storage.exists(url):
         codebook = retry(tz.file_codebook, storage.join(home.output, made.output["path"]))

@@ -102,9 +102,12 @@ def test_what_fills_a_batch_up_does_not_change_the_bits_of_its_rows(minilm: Embe
 def test_attention_over_rows_of_any_length_sees_what_that_of_groups_does(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dims = []
+
     def varlen(q, k, v, bounds, _bounds, longest, _longest, *, scale, window_size, **_):
         rows = []
         assert longest == 5
+        dims.append(q.shape[-1])
         for start, end in pairwise(bounds.tolist()):
             place = torch.arange(end - start)
             seen = None if window_size[0] < 0 else (place - place[:, None]).abs() <= window_size[0]
@@ -118,6 +121,7 @@ def test_attention_over_rows_of_any_length_sees_what_that_of_groups_does(
         q, k, v = torch.randn(3, 1, 2, 12, dim).bfloat16().unbind()
         given = (torch.nn.Module(), q, k, v, None, None, window, groups)
         assert torch.allclose(packed.attend(*given, bounds)[0], packed.attend(*given)[0], atol=0.02)
+    assert dims == [8], "flash attention takes heads of a multiple of eight"
 
 
 def test_precision_is_part_of_the_key(tiny) -> None:
