@@ -26,10 +26,11 @@ from tokzip_core.kernels.context_memory import prefetch
 
 OK, OVERRUN, TOO_FAR, NO_ROOM = 0, 1, 2, 3
 LANES = 6
+RING = 2 * WINDOW  # recent tokens; every token is written, without a branch, where no distance reaches, and some stay
 ROOM_AT_FIRST = 1100  # tokens a lane; no power of two, so that lanes do not compete for the same lines of the cache
 # What is kept of a lane.
 ROW, CODE, WIDTH, BYTE, STOP, START, HERE, BEGIN, ROOM, FOUND, LENGTH, HISTORY, KEPT, P1, P2, RARITY = range(16)
-TOKEN, PAIR, FIRST, FIELDS = 16, 17, 18, 19
+TOKEN, LISTED, PAIR, FIRST, FIELDS = 16, 17, 18, 19, 20  # LISTED: where in the lists the token is, or 0
 
 
 @kernel
@@ -104,8 +105,8 @@ def decode_rounds(  # type: ignore[no-untyped-def]
         x = uint64(0)
         while x < n:
             k = live[x]
-            token = uint32(state[k, TOKEN])
-            row = state[k, ROW]
+            token, found, row = uint32(state[k, TOKEN]), lists[state[k, LISTED]], state[k, ROW]
+            token = found if state[k, LISTED] != 0 else token
             if token == 0:
                 if row != uint64(rows):
                     at, _, _ = refill(data, state[k, BYTE], state[k, STOP], state[k, CODE], state[k, WIDTH])
@@ -145,9 +146,8 @@ def decode_rounds(  # type: ignore[no-untyped-def]
                 state[k, P2], state[k, P1] = state[k, P1], p1
                 packed = uint64(first[p1])
                 state[k, FIRST], state[k, RARITY] = (packed >> uint64(3)) * unit_words, packed & uint64(7)
-                if packed & uint64(7) >= uint64(COMMON):
-                    ring[k, state[k, KEPT] & uint64(WINDOW - 1)] = token
-                    state[k, KEPT] += one
+                ring[k, state[k, KEPT] & uint64(RING - 1)] = token
+                state[k, KEPT] += uint64(packed & uint64(7) >= uint64(COMMON))
             _, slot = hashed(state[k, P2], state[k, P1])
             prefetch(pairs, slot & pair_mask)
             prefetch(lists, state[k, FIRST])
@@ -165,7 +165,7 @@ def decode_rounds(  # type: ignore[no-untyped-def]
         for x in range(n):
             k = live[x]
             at, stop, code, width = state[k, BYTE], state[k, STOP], state[k, CODE], state[k, WIDTH]
-            token, hit = uint32(0), False
+            token, listed, hit = uint32(0), uint64(0), False
             if state[k, FOUND] != 0:
                 at, code, width = refill(data, at, stop, code, width)
                 token = tokens[state[k, FOUND] + state[k, BEGIN] - state[k, START]]
@@ -193,7 +193,8 @@ def decode_rounds(  # type: ignore[no-untyped-def]
                         i, begin, q = pick(lists, here, code // unit)
                         code -= begin * unit
                         width = unit << q
-                        token = lists[here + uint64(HEAD) + (packed & low) + i]
+                        listed = here + uint64(HEAD) + (packed & low) + i
+                        prefetch(lists, listed)
                         break
                     bound = unit * uint64(lists[here + uint64(3)])
                     if code < bound:
@@ -210,7 +211,7 @@ def decode_rounds(  # type: ignore[no-untyped-def]
                         if i >= kept:
                             run[3] = state[k, ROW]
                             return TOO_FAR
-                        token = ring[k, (kept - one - i) & uint64(WINDOW - 1)]
+                        token = ring[k, (kept - one - i) & uint64(RING - 1)]
                         break
                     code -= bound
                     width -= bound
@@ -226,7 +227,8 @@ def decode_rounds(  # type: ignore[no-untyped-def]
                         break
                     here = uint64(lists[here + uint64(2)]) * unit_words if in_chain else state[k, FIRST]
                     in_chain = True
-            state[k, BYTE], state[k, CODE], state[k, WIDTH], state[k, TOKEN] = at, code, width, token
+            state[k, BYTE], state[k, CODE], state[k, WIDTH] = at, code, width
+            state[k, TOKEN], state[k, LISTED] = token, listed
     run[0], run[1], run[2] = n, next_row, size
     return status
 
@@ -243,7 +245,7 @@ def decode_rows(data, starts, ends, lists, first, recents, flags, pairs, ids):  
     out = np.empty(256 + 2 * (ends - starts).sum(), np.int32)
     state, live = np.zeros((lanes, FIELDS), np.uint64), np.arange(lanes).astype(np.uint64)
     by_one, by_two = np.zeros((lanes, ONE), np.uint32), np.zeros((lanes, TWO), np.uint32)
-    ring, tokens = np.zeros((lanes, WINDOW), np.uint32), np.empty(lanes * ROOM_AT_FIRST, np.uint32)
+    ring, tokens = np.zeros((lanes, RING), np.uint32), np.empty(lanes * ROOM_AT_FIRST, np.uint32)
     for k in range(lanes):
         state[k, ROW], state[k, BEGIN], state[k, ROOM] = rows, k * ROOM_AT_FIRST, ROOM_AT_FIRST
     while True:

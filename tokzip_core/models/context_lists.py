@@ -1,6 +1,7 @@
 """Lists of the `context` model: which entries are worth their place, and what they weigh. Imports models/context.
 
-An entry is kept where it saves more bits over the sample than it costs in the codebook.
+An entry is kept where it saves more bits over the sample than it costs in the codebook; a list, where it also saves
+enough for the time that asking it takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ DISCOUNT = 0.6  # taken from every count and given to the escape
 ENTRY, LIST = 1.5, 10.0  # bits in the codebook besides the symbol's own; of a list besides its entries
 MOST = 800_000  # entries of one kind of list, so that all are under MAX_ENTRIES, and their units under MAX_UNITS
 WORTH = 0.8  # how many bits of the sample one of the codebook must save
+LOOK_UP = 0.5  # how many bits a list must save each time that it is asked: without the rest, coding takes longer
 SYMBOL_BITS = 21
 _SYMBOL = np.uint64(SYMBOL_BITS)
 _LOW = np.uint64((1 << SYMBOL_BITS) - 1)
@@ -69,7 +71,8 @@ def choose(keys: Any, counts: Any, costs_of: Any, scale: int, recent_counts: Any
     if recent_counts is None:
         rest = totals - 0.5 - np.bincount(of[keep], counts[keep], totals.size)
         saved = counts * (np.log2(less / totals[of]) + lower) - price
-        gain = np.bincount(of[keep], saved[keep], totals.size) + rest * np.log2(escape / totals) - WORTH * LIST
+        gain = np.bincount(of[keep], saved[keep], totals.size) + rest * np.log2(escape / totals)
+        gain -= WORTH * LIST + LOOK_UP * totals
         keep &= (gain > 0)[of]
         used = np.unique(of[keep])
     at = np.searchsorted(used, of[keep])
