@@ -3,7 +3,8 @@
 INPUT is a Parquet file with a `text` column (default: WikiText-103's validation split beside the checkout). All
 subjects see the same N rows of at most 256 tokens with all-MiniLM-L6-v2 and take turns, `--rounds` times; seconds are
 medians. 1.0 x is plain transformers: file-order batches of 32, padded to their longest, fp32. `sentence-transformers`
-starts from the text, all others from token ids. A Beam job's start-up, model loading included, is what it takes over
+starts from the text, all others from token ids. Where the processor has no bf16, all that is in bf16 elsewhere is in
+fp32, as by `--precision auto`. A Beam job's start-up, model loading included, is what it takes over
 one row, and taken off in the ratios. What an empty cache costs is what passes outside the model with it and without:
 runs differ by more than that. "At most" is the ratio that a model of nothing but its bare matrix products would have.
 Writes the figures as JSON to FILE.
@@ -36,7 +37,9 @@ from pipelines.tokenizing import Tokenizer, load_tokenizer
 
 VALIDATION = Path(__file__).parents[2] / "shared/data/wikitext-103-v1/validation-00000-of-00001.parquet"
 BASE = "plain transformers, file order, fp32"
-COLD, EMPTY = "tokzip, bf16, cold", "tokzip, bf16, cold, empty disk cache"
+BEST = "bf16" if has_bf16("cpu") else "fp32"
+DTYPES = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if BEST == "bf16" else {})
+COLD, EMPTY = f"tokzip, {BEST}, cold", f"tokzip, {BEST}, cold, empty disk cache"
 OUTSIDE = ": outside the model"
 
 
@@ -56,7 +59,7 @@ class Bench:
         tokens = Tokenizer(load_tokenizer(str(self.folder))).encode(pa.array(texts, pa.string()))
         self.rows = from_sequences([np.asarray(row.values) for row in tokens])
         self.exact = load_model(str(self.folder), precision="fp32", max_length=peers.LONGEST)
-        self.fast = load_model(str(self.folder), precision="bf16", max_length=peers.LONGEST)
+        self.fast = load_model(str(self.folder), precision=BEST, max_length=peers.LONGEST)
         flat, lengths = self.exact.clip(self.rows)[0].layout(self.exact.settings.prefix, self.exact.settings.suffix)
         # Copies: a view would be pickled with all that it is a view of.
         self.ids = [part.clone() for part in torch.from_numpy(flat).split(lengths.tolist())]
@@ -103,7 +106,7 @@ class Bench:
     def job(self, rows: str, cache: str) -> Callable[[], None]:
         return lambda: quiet_job(
             embed.main, "--input", self.scratch / f"{rows}-tokens", "--output", self.new_folder(), "--model",
-            self.folder, "--max-length", peers.LONGEST, "--precision", "bf16", "--cache", cache,
+            self.folder, "--max-length", peers.LONGEST, "--precision", BEST, "--cache", cache,
         )  # fmt: skip
 
 
@@ -115,21 +118,20 @@ def subjects(bench: Bench) -> dict[str, tuple[Callable[[], None] | None, Callabl
     made: dict[str, Callable[[], Any]] = {
         BASE: peers.transformers_plain(folder, ids, False),
         "plain transformers, sorted, fp32": peers.transformers_plain(folder, ids, True),
-        "sentence-transformers, fp32": peers.sentence_transformers(folder, bench.texts, torch.float32),
-        "sentence-transformers, bf16": peers.sentence_transformers(folder, bench.texts, torch.bfloat16),
-        "Beam RunInference, Hugging Face handler, fp32": peers.run_inference(folder, ids, torch.float32),
-        "Beam RunInference, Hugging Face handler, bf16": peers.run_inference(folder, ids, torch.bfloat16),
-        "Beam RunInference, one row": peers.run_inference(folder, ids[:1], torch.bfloat16),
+        "Beam RunInference, one row": peers.run_inference(folder, ids[:1], DTYPES[BEST]),
         "tokzip, fp32, cold": bench.encode(bench.exact, "none"),
         COLD: bench.encode(bench.fast, "none"),
         EMPTY: bench.encode(bench.fast, "disk:{new}:1GB"),
-        "bare packed loop, bf16": lambda: bench.fast.embed(bench.rows),
-        "bare matrix products, bf16": lambda: bare(2048) * bench.tokens,
+        f"bare packed loop, {BEST}": lambda: bench.fast.embed(bench.rows),
+        f"bare matrix products, {BEST}": lambda: bare(2048) * bench.tokens,
         "tokzip embed, job over one row": bench.job("one", "none"),
-        "tokzip embed, bf16, cold": bench.job("rows", "none"),
+        f"tokzip embed, {BEST}, cold": bench.job("rows", "none"),
         "tokzip embed, all cached": bench.job("rows", full),
         "tokzip, all cached on disk": bench.encode(bench.fast, full),
     }
+    for name, dtype in DTYPES.items():
+        made[f"sentence-transformers, {name}"] = peers.sentence_transformers(folder, bench.texts, dtype)
+        made[f"Beam RunInference, Hugging Face handler, {name}"] = peers.run_inference(folder, ids, dtype)
     prepare, rerun = bench.partly_new()
     return {**{name: (None, run) for name, run in made.items()}, "tokzip, 10 % new rows": (prepare, rerun)}
 
@@ -161,25 +163,20 @@ def measure(bench: Bench, rounds: int) -> tuple[dict[str, list[float]], dict[str
 def ratios(s: dict[str, float]) -> dict[str, float]:
     """The targets' figures, from median seconds."""
     cold, start = s[COLD], s["tokzip embed, job over one row"]
-    bare = s["bare matrix products, bf16"]
-    beam = {
-        p: s[f"Beam RunInference, Hugging Face handler, {p}"] - s["Beam RunInference, one row"]
-        for p in ("fp32", "bf16")
-    }
-    return {
-        "fp32, cold, against plain transformers": s[BASE] / s["tokzip, fp32, cold"],
-        "bf16, cold, against plain transformers": s[BASE] / cold,
-        "bf16, cold, against plain transformers: at most": s[BASE] / bare,
-        "bf16, cold, share of the bare matrix products": bare / cold,
-        "bare packed loop, share of the bare matrix products": bare / s["bare packed loop, bf16"],
-        "bf16 against sentence-transformers fp32": s["sentence-transformers, fp32"] / cold,
-        "bf16 against sentence-transformers fp32: at most": s["sentence-transformers, fp32"] / bare,
-        "bf16 against sentence-transformers bf16": s["sentence-transformers, bf16"] / cold,
-        "bf16 against Beam RunInference fp32": beam["fp32"] / cold,
-        "bf16 against Beam RunInference fp32: at most": beam["fp32"] / bare,
-        "bf16 against Beam RunInference bf16": beam["bf16"] / cold,
-        "whole Beam job against the bare packed loop": s["bare packed loop, bf16"]
-        / max(1e-9, s["tokzip embed, bf16, cold"] - start),
+    bare, loop = s[f"bare matrix products, {BEST}"], s[f"bare packed loop, {BEST}"]
+    figures = {"fp32, cold, against plain transformers": s[BASE] / s["tokzip, fp32, cold"]}
+    against = {"plain transformers": s[BASE]}
+    for name in DTYPES:
+        against[f"sentence-transformers {name}"] = s[f"sentence-transformers, {name}"]
+        job = s[f"Beam RunInference, Hugging Face handler, {name}"]
+        against[f"Beam RunInference {name}"] = job - s["Beam RunInference, one row"]
+    for name, seconds in against.items():
+        figures[f"{BEST}, cold, against {name}"] = seconds / cold
+        figures[f"{BEST}, cold, against {name}: at most"] = seconds / bare
+    return figures | {
+        f"{BEST}, cold, share of the bare matrix products": bare / cold,
+        "bare packed loop, share of the bare matrix products": bare / loop,
+        "whole Beam job against the bare packed loop": loop / max(1e-9, s[f"tokzip embed, {BEST}, cold"] - start),
         "rerun, all cached on disk, against cold": cold / s["tokzip, all cached on disk"],
         "rerun, 10 % new rows, against cold": cold / s["tokzip, 10 % new rows"],
         "cost of an empty disk cache": (s[f"{EMPTY}{OUTSIDE}"] - s[f"{COLD}{OUTSIDE}"]) / cold,
@@ -193,8 +190,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/inference.json"))
     args = parser.parse_args()
-    if not has_bf16("cpu"):
-        print("this processor has no bf16: those figures are of an emulation")
+    if BEST == "fp32":
+        print("this processor has no bf16: everything is in fp32")
     table = pq.read_table(args.input, columns=["text"])
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(table["text"].slice(0, args.rows).to_pylist(), Path(scratch))

@@ -80,23 +80,25 @@ def decode_pieces(
     room: tokens that all rows can hold at most, or are likely to; pages that are never written cost nothing. `read`
     returns a fault, 0 for none, and its row; FULL where `out` has no room for that row: it is called again with more.
     """
-    stops, data, begin = column.ends, column.values, 0
+    starts, stops, data = column.starts, column.ends, column.values
     out = Room(np.int32, room)
     ends = np.empty(len(column), np.int64)
     size = 0
     # The rows at the end of the data are decoded from a padded copy.
-    cut = int(np.searchsorted(stops, data.size - PADDING, "right"))
+    cut = int(stops.searchsorted(data.size - PADDING, "right"))
     row, last = 0, cut
     while row < len(column):
         if row == last:
-            begin, last = int(column.starts[cut]), len(column)
+            begin, last = int(starts[cut]), len(column)
             data = read_only(np.concatenate((data[begin:], np.zeros(PADDING, np.uint8))))
+            starts, stops = starts - begin, stops - begin
         rows = slice(row, last)
-        fault, row = read(data, column.starts[rows] - begin, stops[rows] - begin, out.array()[size:], ends[rows])
+        fault, row = read(data, starts[rows], stops[rows], out.array()[size:], ends[rows])
         if fault not in (0, FULL):
             raise CorruptBlobError(f"row {rows.start + row} is not a blob of this codebook: {faults[fault]}")
         row = last if fault == 0 else rows.start + row
-        ends[rows.start : row] += size
+        if size:
+            ends[rows.start : row] += size
         size = int(ends[row - 1]) if row else 0
         if fault == FULL:
             out = out.grown(2 * out.size + 1024, size)
