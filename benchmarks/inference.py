@@ -3,10 +3,11 @@
 INPUT is a Parquet file with a `text` column (default: WikiText-103's validation split beside the checkout). All
 subjects see the same N rows of at most 256 tokens with all-MiniLM-L6-v2 and take turns, `--rounds` times; seconds are
 medians. 1.0 x is plain transformers: file-order batches of 32, padded to their longest, fp32. `sentence-transformers`
-starts from the text, all others from token ids. Where the processor has no bf16, all that is in bf16 elsewhere is in
-fp32, as by `--precision auto`. A Beam job's start-up, model loading included, is what it takes over
-one row, and taken off in the ratios. What an empty cache costs is what passes outside the model with it and without:
-runs differ by more than that. "At most" is the ratio that a model of nothing but its bare matrix products would have.
+starts from the text, all others from token ids. A machine without a GPU is meant, as the peers run on its processor;
+where that has no bf16, what is in bf16 elsewhere is in fp32, as by `--precision auto`. A Beam job's start-up, model
+loading included, is what it takes over one row, and taken off in the ratios. What an empty cache costs is what passes
+outside the model with it and without: runs differ by more than that. "At most" is the ratio that a model of nothing but
+its bare matrix products would have.
 Writes the figures as JSON to FILE.
 """
 

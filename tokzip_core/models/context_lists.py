@@ -1,7 +1,7 @@
 """Lists of the `context` model: which entries are worth their place, and what they weigh. Imports models/context.
 
-An entry is kept where it saves more bits over the sample than it costs in the codebook; a list, where it also saves
-enough for the time that asking it takes.
+An entry is kept where it saves more bits over the sample than it costs in the codebook; a list by the last one or two
+symbols, where it also saves enough for the time that asking it takes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DISCOUNT = 0.6  # taken from every count and given to the escape
 ENTRY, LIST = 1.5, 10.0  # bits in the codebook besides the symbol's own; of a list besides its entries
 MOST = 800_000  # entries of one kind of list, so that all are under MAX_ENTRIES, and their units under MAX_UNITS
 WORTH = 0.8  # how many bits of the sample one of the codebook must save
-LOOK_UP = 0.5  # how many bits a list must save each time that it is asked: without the rest, coding takes longer
+LOOK_UP = 0.5  # how many bits a list must save each time that it is asked, as asking takes time
 SYMBOL_BITS = 21
 _SYMBOL = np.uint64(SYMBOL_BITS)
 _LOW = np.uint64((1 << SYMBOL_BITS) - 1)
