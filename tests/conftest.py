@@ -36,6 +36,7 @@ ALLOWED_SKIPS = frozenset(
     {
         "no Beam job server for Flink: set TOKZIP_FLINK_JOB_SERVER_JAR (PyPI has none)",
         "no GPU: set TOKZIP_CUDA=1 where there is one",
+        "this processor has no bf16",
     }
 )
 
