@@ -7,8 +7,7 @@ starts from the text, all others from token ids. A machine without a GPU is mean
 where that has no bf16, what is in bf16 elsewhere is in fp32, as by `--precision auto`. A Beam job's start-up, model
 loading included, is what it takes over one row, and taken off in the ratios. What an empty cache costs is what passes
 outside the model with it and without: runs differ by more than that. "At most" is the ratio that a model of nothing but
-its bare matrix products would have.
-Writes the figures as JSON to FILE.
+its bare matrix products would have. Writes the figures as JSON to FILE.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class Bench:
         self.in_model = 0.0  # seconds of the last run of `encode`
         tokens = Tokenizer(load_tokenizer(str(self.folder))).encode(pa.array(texts, pa.string()))
         self.rows = from_sequences([np.asarray(row.values) for row in tokens])
-        self.exact = load_model(str(self.folder), precision="fp32", max_length=peers.LONGEST)
-        self.fast = load_model(str(self.folder), precision=BEST, max_length=peers.LONGEST)
+        models = {p: load_model(str(self.folder), precision=p, max_length=peers.LONGEST) for p in DTYPES}
+        self.exact, self.fast = models["fp32"], models[BEST]
         flat, lengths = self.exact.clip(self.rows)[0].layout(self.exact.settings.prefix, self.exact.settings.suffix)
         # Copies: a view would be pickled with all that it is a view of.
         self.ids = [part.clone() for part in torch.from_numpy(flat).split(lengths.tolist())]

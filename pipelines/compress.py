@@ -203,9 +203,9 @@ def _keep_codebook(home: Manifest) -> None:
     if not storage.exists(url):
         codebook = retry(tz.file_codebook, storage.join(home.output, made.output["path"]))
         storage.publish_bytes(codebook.to_bytes(), home.output, url)
-    # By the digest alone, which is its id: a run with nothing to do needs no tables, and so no kernels.
+    # A codebook's id is the digest of its bytes: to compare it, a run with nothing to do needs no tables, nor kernels.
     elif hashlib.sha256(storage.read_bytes(url)).hexdigest() != (needed := made.identity["codebook"]):
-        there = retry(tz.load_codebook, url).id
+        there = retry(tz.load_codebook, url).id  # which says so where it is damaged
         raise DatasetMismatchError(f"{url} is codebook {there}, and the files of {home.output} need {needed}")
 
 

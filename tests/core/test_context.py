@@ -110,6 +110,16 @@ def test_the_sample_is_bounded_and_minds_neither_order_nor_division(monkeypatch:
     assert merged.finish() == whole.finish()
 
 
+def test_lists_that_save_little_for_being_asked_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, places = prose(9, 4_000), []
+    for bits in (0, 0.5, 4):
+        monkeypatch.setattr(context_lists, "LOOK_UP", bits)
+        codebook = tz.train(SAMPLES["prose"], "context")
+        assert tz.decode(tz.encode(tokens, codebook), codebook).equals(tokens)
+        places.append(np.count_nonzero(codebook._tables.pairs))
+    assert places[0] > places[1] > places[2]
+
+
 def test_the_number_of_entries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     free = tz.train(SAMPLES["prose"], "context")
     monkeypatch.setattr(context_lists, "MOST", 50)

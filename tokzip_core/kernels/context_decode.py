@@ -105,8 +105,8 @@ def decode_rounds(  # type: ignore[no-untyped-def]
         x = uint64(0)
         while x < n:
             k = live[x]
-            token, found, row = uint32(state[k, TOKEN]), lists[state[k, LISTED]], state[k, ROW]
-            token = found if state[k, LISTED] != 0 else token
+            token, symbol, row = uint32(state[k, TOKEN]), lists[state[k, LISTED]], state[k, ROW]
+            token = symbol if state[k, LISTED] != 0 else token
             if token == 0:
                 if row != uint64(rows):
                     at, _, _ = refill(data, state[k, BYTE], state[k, STOP], state[k, CODE], state[k, WIDTH])
